@@ -1,0 +1,231 @@
+"""Small shared things: errors for people, seeds, devices, tokenizers, masks, atomic files."""
+
+import contextlib
+import functools
+import os
+import random
+import socket
+import sys
+import tempfile
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from config import SIZES
+
+ROOT = Path(__file__).resolve().parent
+BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
+
+
+class InputError(Exception):
+    """Something outside the program is wrong: a file, a flag, a machine.
+
+    The message is for the person at the keyboard, on one line: which file and line, what was
+    found, what was expected, what to do. Programs print it and exit with code 2 (`command`).
+    """
+
+
+def command(main):
+    """Decorate a program's `main`: people's errors become one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            message = str(error)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
+        except KeyboardInterrupt:
+            print("\ninterrupted: what was saved is whole; --resume goes on", file=sys.stderr)
+            sys.exit(130)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+    return run
+
+
+def seed_everything(seed: int = 11711) -> None:
+    """Seed Python, NumPy and torch, and ask cuDNN for its deterministic kernels."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def model_size_to_params(model_size: str) -> dict:
+    """The keyword arguments `d, l, num_heads` of a size name, for `GPT2Model.from_pretrained`.
+
+    A folder or a name outside the published sizes gives {}: the checkpoint says its own shape.
+    """
+    if model_size not in SIZES:
+        return {}
+    config = SIZES[model_size]
+    return {
+        "d": config.hidden_size,
+        "l": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+    }
+
+
+WEIGHT_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
+TOKENIZER_FILES = (
+    ("config.json", "tokenizer.json"),
+    ("config.json", "vocab.json", "merges.txt"),
+)
+
+
+def checkpoint_folder(model_size: str, choices=WEIGHT_FILES) -> Path:
+    """The folder with a model's files: a bundled one, the user's, or the hub's local cache.
+
+    choices: tuples of file names, of which one must be found whole; from the hub, the cache is
+    asked first, so that a model that was used once works without network.
+    """
+    folder = Path(BUNDLED.get(model_size, model_size))
+    if folder.is_dir():
+        return folder
+    if model_size in BUNDLED:
+        raise InputError(f"{model_size}: {folder} is missing: give one of {', '.join(SIZES)}")
+    if str(model_size).startswith((".", "/", "~")):
+        raise InputError(f"{model_size}: no such folder: give a HuggingFace folder or a size name")
+    return _hub_folder(str(model_size), choices)
+
+
+def _hub_folder(name: str, choices) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    for offline in (True, False):
+        if not offline and not _hub_resolves():
+            break
+        for files in choices:
+            try:
+                paths = [hf_hub_download(name, file, local_files_only=offline) for file in files]
+                return Path(paths[0]).parent
+            except EntryNotFoundError:
+                continue  # this repository has other files, or the cache not all of them
+            except (OSError, HfHubHTTPError, HFValidationError):
+                break
+    raise InputError(
+        f"{name}: neither a folder nor in the HuggingFace cache, and the hub cannot be reached or "
+        f"has no such GPT-2; either (1) connect to the internet once, (2) copy a HuggingFace cache "
+        f"here and set HF_HOME to it, or (3) give --model_size a folder that holds config.json, "
+        f"model.safetensors and the tokenizer files"
+    )
+
+
+def _hub_resolves() -> bool:
+    """Whether the hub's name resolves (or a proxy would): if not, retrying takes half a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def load_tokenizer(model_size: str = "gpt2"):
+    """The tokenizer that belongs to a size name, a hub name or a folder, padding on the right.
+
+    The padding token is the end-of-text token, as GPT-2 has none of its own: what is padding is
+    said by the attention mask, never by an id.
+    """
+    folder = checkpoint_folder(model_size, TOKENIZER_FILES)
+    if not any(all((folder / file).exists() for file in files) for files in TOKENIZER_FILES):
+        raise InputError(
+            f"{folder}: no tokenizer.json, nor vocab.json and merges.txt, beside config.json: "
+            f"copy the tokenizer files of the model into this folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def extended_attention_mask(attention_mask, dtype):
+    """Turn a mask of ones (real) and zeros (padding) into one that is added to attention scores.
+
+    (b, t) -> (b, 1, 1, t): 0 at real tokens, the lowest finite number of `dtype` at padding.
+    """
+    import torch
+
+    padding = attention_mask[:, None, None, :] == 0
+    extended = torch.zeros(padding.shape, dtype=dtype, device=attention_mask.device)
+    return extended.masked_fill(padding, torch.finfo(dtype).min)
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Give a temporary path beside `path`; it becomes `path`, whole, when the block ends well.
+
+    It is fsynced and renamed; on any error it is removed and the old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        _sync(name)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+        _sync(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "w"):
+    """Open a file (UTF-8 unless mode is "wb") that appears under its name whole or not at all."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
+        yield file
+
+
+def _sync(path) -> None:
+    """Wait until a file's bytes, or a folder's renames, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder) -> None:
+    """Delete the temporary files that a killed run left in a folder."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def check_writable(path) -> None:
+    """Fail now, not after hours of training, if `path` cannot be written."""
+    folder = Path(path).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}): choose another output path or mend "
+            f"the folder's permissions"
+        ) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
