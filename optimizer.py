@@ -1,0 +1,86 @@
+"""AdamW: Adam with bias correction folded into the step size, and decoupled weight decay.
+
+    m ← β₁ m + (1 − β₁) g
+    v ← β₂ v + (1 − β₂) g²
+    α ← lr · √(1 − β₂ᵗ) / (1 − β₁ᵗ)
+    θ ← θ − α m / (√v + ε)                   Kingma & Ba 2014, end of section 2 ("efficient")
+    θ ← θ − lr λ θ                           Loshchilov & Hutter 2017, algorithm 2
+
+Differs from torch.optim.AdamW: ε is added before √v is corrected for its bias, and the decay comes
+after the update and is of the updated θ, as the course's reference has it.
+"""
+
+import math
+
+import torch
+
+
+def adamw_update(param, grad, exp_avg, exp_avg_sq, *, step_size, beta1, beta2, eps, decay):
+    """Move `param` and its moments m and v in place; all four tensors have one shape.
+
+    step_size is α, decay is lr·λ.
+    """
+    exp_avg.lerp_(grad, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    param.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
+    if decay:
+        param.mul_(1 - decay)
+
+
+class AdamW(torch.optim.Optimizer):
+    """Parameters without a gradient are left alone; sparse gradients are refused."""
+
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, correct_bias=True
+    ):
+        if lr < 0:
+            raise ValueError(f"lr is {lr}, expected >= 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}, expected both in [0, 1)")
+        if eps < 0 or weight_decay < 0:
+            raise ValueError(f"eps is {eps}, weight_decay is {weight_decay}, expected >= 0")
+        defaults = dict(
+            lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, correct_bias=correct_bias
+        )
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Update every parameter that has a gradient; returns the closure's loss, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._update(param, group)
+        return loss
+
+    def _update(self, param, group) -> None:
+        if param.grad.is_sparse:
+            raise RuntimeError(
+                "AdamW does not support sparse gradients: use torch.optim.SparseAdam"
+            )
+        state = self.state[param]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+        state["step"] += 1
+
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        step_size = lr
+        if group["correct_bias"]:
+            step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        adamw_update(
+            param,
+            param.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step_size=step_size,
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            decay=lr * group["weight_decay"],
+        )
