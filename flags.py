@@ -1,0 +1,131 @@
+"""The flags that all tasks share, and extensions by name: `--extension lora:rank=16,alpha=32`.
+
+The core never imports `extensions/`: a technique is loaded when a run names it.
+"""
+
+import argparse
+import importlib
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+
+from training import Extension, FitOptions
+from utils import ROOT, InputError
+
+
+def add_fit_arguments(parser) -> None:
+    """The optional flags that all tasks share."""
+    group = parser.add_argument_group("training, all optional")
+    group.add_argument("--resume", action="store_true", help="go on with the run of these flags")
+    group.add_argument(
+        "--checkpoint", metavar="FILE", help="a best.safetensors: predict, train not"
+    )
+    group.add_argument(
+        "--limit", type=int, help="use the first N rows of each file, for a quick look"
+    )
+    group.add_argument("--weight_decay", type=float, default=0.0)
+    group.add_argument("--warmup", type=float, default=0.0, help="share of steps, for example 0.1")
+    group.add_argument("--schedule", choices=("constant", "linear", "cosine"), default="constant")
+    group.add_argument("--clip", type=float, default=0.0, help="largest gradient norm; 0: none")
+    group.add_argument("--accumulate", type=int, default=1, help="batches to one optimizer step")
+    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast, with --use_gpu")
+    group.add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="a technique from extensions/, may be given several times",
+    )
+    group.add_argument(
+        "--runs_dir", default="runs", help="checkpoints and logs go below this folder"
+    )
+    group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
+
+
+class _DataDir(argparse.Action):
+    """`--data_dir DIR`: defaults below data/ are looked for in DIR; paths given by flag stay."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        for action in parser._actions:
+            default = str(action.default)
+            if default.startswith("data/") and getattr(namespace, action.dest) == default:
+                setattr(namespace, action.dest, str(Path(value) / default.removeprefix("data/")))
+        setattr(namespace, self.dest, value)
+
+
+def add_data_dir(parser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        default="data",
+        action=_DataDir,
+        help="where the data files are, by their names",
+    )
+
+
+def fit_options(args, metric: str, maximise: bool = True, patience: int = 0) -> FitOptions:
+    """FitOptions from parsed flags; what makes no sense is refused."""
+    for name in ("epochs", "accumulate", "batch_size"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
+    if args.limit is not None and args.limit < 1:
+        raise InputError(f"--limit {args.limit}: expected at least 1")
+    if not 0 <= args.warmup <= 1:
+        raise InputError(f"--warmup {args.warmup}: expected a share of all steps, from 0 to 1")
+    if args.bf16 and not args.use_gpu:
+        raise InputError(
+            "--bf16 is for GPUs (CPUs without bf16 units are 30 times slower): add --use_gpu"
+        )
+    taken = {f.name: getattr(args, f.name) for f in fields(FitOptions) if hasattr(args, f.name)}
+    return FitOptions(**taken | {"metric": metric, "maximise": maximise, "patience": patience})
+
+
+def load_extensions(flags: Iterable[str]) -> list[Extension]:
+    """`["lora:rank=16,alpha=32", "soap"]` -> the extensions with these options, by name."""
+    return [_load_extension(flag) for flag in flags]
+
+
+def _load_extension(flag: str) -> Extension:
+    name, _, options = flag.partition(":")
+    known = sorted(p.stem for p in (ROOT / "extensions").glob("*.py") if p.stem != "__init__")
+    try:
+        module = importlib.import_module(f"extensions.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("extensions", f"extensions.{name}"):
+            raise
+        raise InputError(f"--extension {name}: there are {', '.join(known) or 'none'}") from error
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Extension)
+        and is_dataclass(value)
+        and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise InputError(f"--extension {name}: a program, not a change to a run: see its --help")
+    return classes[0](**_parse_options(name, options, classes[0]))
+
+
+def _parse_options(name: str, text: str, extension_class) -> dict:
+    types = {f.name: f.type for f in fields(extension_class)}
+    listed = ", ".join(
+        f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(extension_class)
+    )
+    options = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in types or not equals:
+            raise InputError(f"--extension {name}: option {part!r}, expected some of: {listed}")
+        kind = types[key] if isinstance(types[key], str) else types[key].__name__
+        try:
+            convert = {"int": int, "float": float, "bool": _parse_bool}.get(kind, str)
+            options[key] = convert(value)
+        except ValueError as error:
+            raise InputError(f"--extension {name}: {key}={value}, expected {kind}") from error
+    return options
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"

@@ -1,0 +1,76 @@
+"""Data-parallel training: one process a GPU (or a CPU share), started by torchrun.
+
+Every worker holds the whole model and reads its share of each common batch; gradients are averaged
+by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only worker 0 writes files.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+from utils import InputError
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among its peers; by default the only one."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start_worker(use_gpu: bool) -> Worker:
+    """Join the group that torchrun describes in the environment, or be alone; pick the device."""
+    count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    if use_gpu and torch.cuda.device_count() <= local:
+        raise InputError(
+            f"--use_gpu: {torch.cuda.device_count()} CUDA GPUs are visible, this process needs "
+            f"number {local}: leave --use_gpu out, or install a driver and a CUDA build of torch"
+        )
+    device = torch.device("cuda", local) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    if count == 1:
+        return Worker(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    return Worker(device, rank=dist.get_rank(), count=count)
+
+
+def stop_worker() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_workers(values: list[float], worker: Worker) -> list[float]:
+    """Add up each number over all workers, in float64."""
+    if worker.count == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=worker.device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(value: torch.Tensor, worker: Worker) -> list[torch.Tensor]:
+    """The CPU tensor that each worker brings, of one shape, in the order of ranks."""
+    if worker.count == 1:
+        return [value]
+    gathered = [torch.empty_like(value, device=worker.device) for _ in range(worker.count)]
+    dist.all_gather(gathered, value.to(worker.device))
+    return [tensor.cpu() for tensor in gathered]
+
+
+def copy_from_main(tensors: Iterable[torch.Tensor], worker: Worker) -> None:
+    """Overwrite each worker's tensors with those of worker 0."""
+    if worker.count > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
