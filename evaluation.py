@@ -1,0 +1,204 @@
+"""What a model predicts and how good that is: accuracy, F1, perplexity, chrF, the form of sonnets.
+
+    python evaluation.py --sonnets predictions/generated_sonnets_dev.txt \
+                         --gold data/TRUE_sonnets_held_out_dev.txt
+"""
+
+import argparse
+import random
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from batches import count_targets, forward_tokens, to_device
+from dataset import Record, read_sonnets
+from utils import InputError, atomic_write, command
+
+ANSWER_TOKENS = {
+    0: 3919,
+    1: 8505,
+}  # "no" and "yes" in GPT-2's vocabulary, as the course writes them
+SONNET_HEADER = "--Generated Sonnets--"
+PROMPT_LINES = 3
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted classes of a loader's rows, in the file's order; labels where it has them."""
+
+    sent_ids: list[str]
+    predicted: list[int]
+    labels: list[int]
+
+
+@torch.no_grad()
+def predict(model, loader, device, forward=forward_tokens) -> Predictions:
+    """The likeliest class of every row of the loader."""
+    model.eval()
+    rows = []
+    for batch in tqdm(loader, desc="eval", leave=False, disable=None):
+        logits = forward(model, to_device(batch, device))
+        classes = logits.argmax(dim=-1).tolist()
+        labels = batch["labels"].flatten().tolist() if "labels" in batch else [None] * len(classes)
+        indices = batch.get("indices", range(len(rows), len(rows) + len(classes)))
+        rows += zip(indices, batch["sent_ids"], classes, labels, strict=True)
+    rows.sort(key=lambda row: row[0])
+    _, sent_ids, predicted, labels = (list(column) for column in zip(*rows, strict=True))
+    return Predictions(sent_ids, predicted, [label for label in labels if label is not None])
+
+
+def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
+    """Share of right rows, and F1 averaged over the classes (macro)."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    y_true, y_pred = predictions.labels, predictions.predicted
+    return {
+        "acc": float(accuracy_score(y_true, y_pred)),
+        "f1": float(f1_score(y_true, y_pred, average="macro")),
+    }
+
+
+def model_eval_paraphrase(dataloader, model, device):
+    """The course's signature: (accuracy, macro-F1, y_pred, y_true, sent_ids), classes 0 and 1."""
+    predictions = predict(model, dataloader, device)
+    scores = accuracy_and_f1(predictions)
+    return (
+        scores["acc"],
+        scores["f1"],
+        predictions.predicted,
+        predictions.labels,
+        predictions.sent_ids,
+    )
+
+
+def model_test_paraphrase(dataloader, model, device):
+    """The course's signature for rows without labels: (y_pred, sent_ids)."""
+    predictions = predict(model, dataloader, device)
+    return predictions.predicted, predictions.sent_ids
+
+
+@torch.no_grad()
+def cross_entropy(model, loader, loss_fn, device, forward=forward_tokens) -> float:
+    """Mean loss a target over a loader, in nats; its exponential is the perplexity."""
+    model.eval()
+    loss, targets = 0.0, 0
+    for batch in loader:
+        batch = to_device(batch, device)
+        loss += float(loss_fn(forward(model, batch), batch))
+        targets += count_targets(batch)
+    return loss / targets
+
+
+def write_predictions(path, column: str, sent_ids: list[str], values: list[int]) -> None:
+    """A prediction file: the header `id, <column>`, then one line a row."""
+    with atomic_write(path) as file:
+        file.write(f"id, {column} \n")
+        file.writelines(f"{i}, {value} \n" for i, value in zip(sent_ids, values, strict=True))
+
+
+def write_sonnets(path, sonnets: list[Record]) -> None:
+    """A file of generated sonnets: a header, then for each its index and its text."""
+    with atomic_write(path) as file:
+        file.write(f"{SONNET_HEADER}\n\n")
+        file.writelines(f"\n{sonnet.sent_id}\n{sonnet.text}\n\n" for sonnet in sonnets)
+
+
+def test_sonnet(
+    test_path="predictions/generated_sonnets.txt", gold_path="data/TRUE_sonnets_held_out.txt"
+) -> float:
+    """chrF, 0 to 100, of whole sonnets, the given lines included: the course's way of scoring."""
+    return chrf(_paired(read_sonnets(test_path), read_sonnets(gold_path), test_path, gold_path))
+
+
+def chrf(pairs: list[tuple[Record, Record]]) -> float:
+    """Corpus chrF of (generated, gold) texts: Popović 2015, through sacrebleu."""
+    from sacrebleu.metrics import CHRF
+
+    generated, gold = [a.text for a, _ in pairs], [b.text for _, b in pairs]
+    return CHRF().corpus_score(generated, [gold]).score
+
+
+def _paired(generated, gold, generated_path, gold_path) -> list[tuple[Record, Record]]:
+    if len(generated) != len(gold):
+        raise InputError(
+            f"{generated_path}: {len(generated)} sonnets, but {gold_path} has {len(gold)}: "
+            f"compare files of the same prompts"
+        )
+    return list(zip(generated, gold, strict=True))
+
+
+def continuation(sonnet: Record, lines: int = PROMPT_LINES) -> Record:
+    """What a model added to the first lines that it was given."""
+    return Record(sonnet.sent_id, "\n".join(_verses(sonnet)[lines:]))
+
+
+def _verses(sonnet: Record) -> list[str]:
+    return [line for line in sonnet.text.splitlines() if line.strip()]
+
+
+def distinct_n(sonnets: list[Record], n: int) -> float:
+    """Different n-grams of words over all of them: Li et al. 2016, section 5.2."""
+    grams = []
+    for sonnet in sonnets:
+        words = sonnet.text.lower().split()
+        grams += zip(*(words[i:] for i in range(n)), strict=False)
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def sonnet_report(generated: list[Record], gold: list[Record]) -> dict[str, float]:
+    """chrF of whole sonnets and of the continuations alone, lines a sonnet, distinct-1 and -2."""
+    pairs = list(zip(generated, gold, strict=True))
+    added = [continuation(sonnet) for sonnet in generated]
+    lines = [len(_verses(sonnet)) for sonnet in generated]
+    return {
+        "chrf": chrf(pairs),
+        "chrf_continuation": chrf(
+            [(a, continuation(b)) for a, (_, b) in zip(added, pairs, strict=True)]
+        ),
+        "lines_mean": sum(lines) / len(lines),
+        "lines_14_share": sum(count == 14 for count in lines) / len(lines),
+        "distinct_1": distinct_n(added, 1),
+        "distinct_2": distinct_n(added, 2),
+    }
+
+
+def null_baseline(prompts: list[Record], training: list[Record], seed: int = 11711) -> list[Record]:
+    """Each prompt with random lines of training sonnets up to 14: what no model at all scores."""
+    draw = random.Random(seed)
+    lines = [line for sonnet in training for line in _verses(sonnet)]
+    completed = []
+    for prompt in prompts:
+        given = _verses(prompt)[:PROMPT_LINES]
+        text = "\n".join([*given, *draw.sample(lines, 14 - len(given))])
+        completed.append(Record(prompt.sent_id, text))
+    return completed
+
+
+def report_table(rows: dict[str, dict[str, float]]) -> str:
+    """A plain table, one line a system."""
+    columns = list(next(iter(rows.values())))
+    width = max(len(name) for name in rows)
+    lines = [" " * width + "  " + "  ".join(columns)]
+    for name, row in rows.items():
+        cells = "  ".join(f"{row[column]:{len(column)}.3f}" for column in columns)
+        lines.append(f"{name:{width}}  {cells}")
+    return "\n".join(lines)
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description="Score generated sonnets against the true ones.")
+    parser.add_argument("--sonnets", default="predictions/generated_sonnets_dev.txt")
+    parser.add_argument("--gold", default="data/TRUE_sonnets_held_out_dev.txt")
+    parser.add_argument("--training", default="data/sonnets.txt", help="for the null baseline")
+    args = parser.parse_args()
+    generated, gold = read_sonnets(args.sonnets), read_sonnets(args.gold)
+    _paired(generated, gold, args.sonnets, args.gold)
+    null = null_baseline(gold, read_sonnets(args.training))
+    rows = {args.sonnets: sonnet_report(generated, gold), "random lines": sonnet_report(null, gold)}
+    print(report_table(rows))
+
+
+if __name__ == "__main__":
+    main()
