@@ -1,0 +1,189 @@
+"""Paraphrase detection as a cloze: GPT-2 answers a question about two questions with yes or no.
+
+p(yes) = softmax over {no, yes} of  E[no] · h_last,  E[yes] · h_last      E: tied embedding
+
+python paraphrase_detection.py --use_gpu
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from batches import TokenDataset, make_loader, tokenise
+from checkpoint import RunFolder, load_model
+from dataset import read_pairs
+from evaluation import (
+    ANSWER_TOKENS,
+    model_eval_paraphrase,
+    model_test_paraphrase,
+    write_predictions,
+)
+from flags import add_data_dir, add_fit_arguments, fit_options, load_extensions
+from models.gpt2 import backbone
+from parallel import Worker, start_worker, stop_worker
+from training import apply_extensions, fit
+from utils import InputError, check_writable, command, load_tokenizer, seed_everything
+
+TASK = "paraphrase"
+
+
+class ParaphraseGPT(nn.Module):
+    """GPT-2 whose next token is looked at for "no" and "yes" only.
+
+    args: those of `backbone`, and `answer_tokens`, the ids of "no" and "yes" (default GPT-2's).
+    """
+
+    def __init__(self, args):
+        super().__init__()
+        self.gpt = backbone(args)
+        self.answer_tokens = list(getattr(args, "answer_tokens", ANSWER_TOKENS.values()))
+
+    def forward(self, input_ids, attention_mask):
+        """(b, t) -> logits (b, 2) of "no" and "yes" after the last real token."""
+        last_token = self.gpt(input_ids, attention_mask)["last_token"]
+        return F.linear(last_token, self.gpt.word_embedding.weight[self.answer_tokens])
+
+
+def cloze_prompt(sentence1: str, sentence2: str) -> str:
+    """The text that GPT-2 continues with its answer: one template for train, dev and test."""
+    return f'Is "{sentence1}" a paraphrase of "{sentence2}"?\n'
+
+
+def answer_tokens(tokenizer) -> list[int]:
+    """The ids of "no" and "yes" at the start of a line."""
+    tokens = [tokenizer(word)["input_ids"] for word in ("no", "yes")]
+    if any(len(ids) != 1 for ids in tokens):
+        raise InputError(
+            f'this tokenizer cuts "no" and "yes" into {tokens}: both must be one token'
+        )
+    return [ids[0] for ids in tokens]
+
+
+def build_model(args, pretrained: bool = True) -> ParaphraseGPT:
+    """The one constructor, for training and for loading; args as in the checkpoint's settings."""
+    model = ParaphraseGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
+    apply_extensions(model, load_extensions(args.extension))
+    return model
+
+
+def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
+    """The loaders train, dev and test; only train is shuffled. Rows left out are named."""
+    loaders = {}
+    paths = {"train": args.para_train, "dev": args.para_dev, "test": args.para_test}
+    for split, path in paths.items():
+        pairs = read_pairs(path, labelled=split != "test")
+        if pairs.dropped and worker.is_main:
+            dropped = ", ".join(pairs.dropped)
+            print(f"{path}: {len(pairs.dropped)} incomplete rows are left out: {dropped}")
+        records = pairs.records[: args.limit]
+        sent_ids = [record.sent_id for record in records]
+        prompts = [cloze_prompt(r.sentence1, r.sentence2) for r in records]
+        token_ids = tokenise(tokenizer, prompts, sent_ids, limit)
+        labels = None if split == "test" else [record.label for record in records]
+        dataset = TokenDataset(token_ids, sent_ids, labels)
+        sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
+        loaders[split] = make_loader(
+            dataset, args.batch_size, seed=args.seed, shuffle=split == "train", **sharded
+        )
+    return loaders
+
+
+def loss_fn(logits, batch: dict):
+    """Cross-entropy between "no" and "yes", summed over the batch, in nats."""
+    return F.cross_entropy(logits, batch["labels"], reduction="sum")
+
+
+def evaluate(model, loader, device) -> dict:
+    """Accuracy and macro-F1 on the dev set."""
+    accuracy, f1, *_ = model_eval_paraphrase(loader, model, device)
+    return {"dev_acc": accuracy, "dev_f1": f1}
+
+
+def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None:
+    """Fine-tune; afterwards the model holds its best epoch."""
+    fit(
+        model,
+        loaders["train"],
+        loss_fn=loss_fn,
+        evaluate=lambda m: evaluate(m, loaders["dev"], worker.device),
+        options=fit_options(args, metric="dev_acc"),
+        folder=folder,
+        worker=worker,
+        extensions=load_extensions(args.extension),
+    )
+
+
+def test(args, model, loaders: dict, worker: Worker) -> None:
+    """Write the answers for dev and test as GPT-2's tokens of "no" and "yes"."""
+    for split, path in {"dev": args.para_dev_out, "test": args.para_test_out}.items():
+        predicted, sent_ids = model_test_paraphrase(loaders[split], model, worker.device)
+        if worker.is_main:
+            answers = [ANSWER_TOKENS[label] for label in predicted]
+            write_predictions(path, "Predicted_Is_Paraphrase", sent_ids, answers)
+            print(f"{split} predictions are in {path}")
+
+
+def run(args, worker: Worker) -> None:
+    """Train and predict, or only predict with `--checkpoint`."""
+    for path in (args.para_dev_out, args.para_test_out):
+        check_writable(path)
+    seed_everything(args.seed)
+    if args.checkpoint:
+        model, trained_with = load_model(args.checkpoint, TASK, build_model)
+        args.model_size = trained_with.model_size
+        tokenizer = load_tokenizer(args.model_size)
+    else:
+        tokenizer = load_tokenizer(args.model_size)
+        args.answer_tokens = answer_tokens(tokenizer)
+        model = build_model(args)
+        args.gpt_config = asdict(model.gpt.config)
+    model.to(worker.device)
+    loaders = build_loaders(args, tokenizer, model.gpt.config.max_position_embeddings, worker)
+    if not args.checkpoint:
+        torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
+        name = Path(args.model_size).name
+        folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
+        if worker.is_main:
+            print(f"paraphrase: lr {args.lr:g}, checkpoints in {folder.path}")
+        train(args, model, loaders, folder, worker)
+    scores = evaluate(model, loaders["dev"], worker.device)
+    if worker.is_main:
+        print(f"paraphrase: dev acc :: {scores['dev_acc']:.3f}, dev f1 :: {scores['dev_f1']:.3f}")
+    test(args, model, loaders, worker)
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--para_train", default="data/quora-train.csv")
+    parser.add_argument("--para_dev", default="data/quora-dev.csv")
+    parser.add_argument("--para_test", default="data/quora-test-student.csv")
+    parser.add_argument("--para_dev_out", default="predictions/para-dev-output.csv")
+    parser.add_argument("--para_test_out", default="predictions/para-test-output.csv")
+    parser.add_argument("--seed", type=int, default=11711)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
+    add_data_dir(parser)
+    add_fit_arguments(parser)
+    return parser.parse_args(argv)
+
+
+@command
+def main():
+    args = get_args()
+    worker = start_worker(args.use_gpu)
+    try:
+        run(args, worker)
+    finally:
+        stop_worker()
+
+
+if __name__ == "__main__":
+    main()
