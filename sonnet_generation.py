@@ -1,0 +1,256 @@
+"""Sonnet generation: GPT-2 learns sonnets and completes others from their first three lines.
+
+loss = −Σ log p(x_i | x_<i) over the tokens of a sonnet and one end token; padding teaches nothing
+
+python sonnet_generation.py --use_gpu
+"""
+
+import argparse
+import re
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from batches import TokenDataset, collate, make_loader, next_token_labels, tokenise
+from checkpoint import RunFolder, load_model
+from dataset import Record, read_sonnets
+from evaluation import (
+    PROMPT_LINES,
+    cross_entropy,
+    null_baseline,
+    report_table,
+    sonnet_report,
+    write_sonnets,
+)
+from flags import add_data_dir, add_fit_arguments, fit_options, load_extensions
+from models.generation import generate
+from models.gpt2 import backbone, next_token_loss
+from parallel import Worker, start_worker, stop_worker
+from training import apply_extensions, fit
+from utils import InputError, check_writable, command, load_tokenizer, seed_everything
+
+TASK = "sonnet"
+
+
+class SonnetGPT(nn.Module):
+    """GPT-2 as a language model, with its tokenizer. args: those of `backbone`."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.gpt = backbone(args)
+        self.tokenizer = load_tokenizer(getattr(args, "model_size", "gpt2"))
+
+    def forward(self, input_ids, attention_mask):
+        """(b, t) -> logits (b, t, v) of each position's next token."""
+        hidden_states = self.gpt(input_ids, attention_mask)["last_hidden_state"]
+        return self.gpt.hidden_state_to_token(hidden_states)
+
+    def generate(self, encoding, temperature=0.7, top_p=0.9, max_length=128):
+        """Continue one text by at most max_length tokens: (token_ids (1, t), text).
+
+        encoding: token ids (1, t), or the tokenizer's dict of them.
+        """
+        input_ids = encoding if isinstance(encoding, torch.Tensor) else encoding["input_ids"]
+        [tokens] = generate(
+            self.gpt,
+            input_ids.to(self.gpt.word_embedding.weight.device),
+            max_new_tokens=max_length,
+            temperature=temperature,
+            top_p=top_p,
+            end_token=self.tokenizer.eos_token_id,
+        )
+        return tokens[None], self.tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
+    """All prompts continued in one batch, with draws that the seed alone decides."""
+    texts = ["\n".join(p.text.splitlines()[:PROMPT_LINES]) + "\n" for p in prompts]
+    sent_ids = [prompt.sent_id for prompt in prompts]
+    token_ids = tokenise(
+        model.tokenizer, texts, sent_ids, model.gpt.config.max_position_embeddings - 1
+    )
+    batch = collate([TokenDataset(token_ids, sent_ids)[i] for i in range(len(texts))])
+    device = model.gpt.word_embedding.weight.device
+    tokens = generate(
+        model.gpt,
+        batch["token_ids"].to(device),
+        batch["attention_mask"].to(device),
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        end_token=model.tokenizer.eos_token_id,
+        generator=torch.Generator(device).manual_seed(args.seed),
+    )
+    completed = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
+    return [Record(i, text) for i, text in zip(sent_ids, completed, strict=True)]
+
+
+def build_model(args, pretrained: bool = True) -> SonnetGPT:
+    """The one constructor, for training and for loading; args as in the checkpoint's settings."""
+    model = SonnetGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
+    apply_extensions(model, load_extensions(args.extension))
+    return model
+
+
+def split_sonnets(args, say) -> dict[str, list[Record]]:
+    """Sonnets to learn from (train) and to choose the best epoch by (dev).
+
+    A dev sonnet that stands among the held-out prompts too is left out, since it would let the
+    choice look at a test text. Without the dev sonnets' full text, a tenth of train serves.
+    """
+    training = read_sonnets(args.sonnet_path)
+    if Path(args.dev_gold_path).exists():
+        held_out = {_opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
+        gold = read_sonnets(args.dev_gold_path)
+        dev = [sonnet for sonnet in gold if _opening(sonnet) not in held_out]
+        twice = [sonnet.sent_id for sonnet in gold if _opening(sonnet) in held_out]
+        if twice:
+            say(
+                f"dev sonnet {', '.join(twice)}: a held-out prompt too, not used to choose an epoch"
+            )
+    else:
+        dev, training = (
+            training[-max(len(training) // 10, 1) :],
+            training[: -max(len(training) // 10, 1)],
+        )
+        say(f"{args.dev_gold_path}: not there, the last {len(dev)} of train choose the epoch")
+    if not dev or not training:
+        raise InputError(
+            f"{args.sonnet_path}: too few sonnets to train on and to choose an epoch by"
+        )
+    return {"train": training[: args.limit], "dev": dev[: args.limit]}
+
+
+def _opening(sonnet: Record) -> str:
+    lines = [line for line in sonnet.text.splitlines() if line.strip()][:PROMPT_LINES]
+    return re.sub(r"[^a-z]", "", "".join(lines).lower())
+
+
+def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
+    """The loaders train and dev; each sonnet ends with one end token, which is learnt."""
+    loaders = {}
+    splits = split_sonnets(args, print if worker.is_main else lambda message: None)
+    for split, sonnets in splits.items():
+        sent_ids = [sonnet.sent_id for sonnet in sonnets]
+        bare = tokenise(tokenizer, [sonnet.text for sonnet in sonnets], sent_ids, limit - 1)
+        token_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
+        dataset = TokenDataset(token_ids, sent_ids, [next_token_labels(ids) for ids in token_ids])
+        sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
+        loaders[split] = make_loader(
+            dataset, args.batch_size, seed=args.seed, shuffle=split == "train", **sharded
+        )
+    return loaders
+
+
+def loss_fn(logits, batch: dict):
+    """Next-token cross-entropy summed over the real tokens, in nats."""
+    return next_token_loss(logits, batch["labels"], reduction="sum")
+
+
+def evaluate(model, loader, device) -> dict:
+    """Cross-entropy a token on the dev sonnets, and its exponential."""
+    loss = cross_entropy(model, loader, loss_fn, device)
+    return {"dev_loss": loss, "dev_perplexity": float(torch.tensor(loss).exp())}
+
+
+def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None:
+    """Fine-tune; afterwards the model holds the epoch of the lowest dev loss."""
+    fit(
+        model,
+        loaders["train"],
+        loss_fn=loss_fn,
+        evaluate=lambda m: evaluate(m, loaders["dev"], worker.device),
+        options=fit_options(args, metric="dev_loss", maximise=False, patience=args.patience),
+        folder=folder,
+        worker=worker,
+        extensions=load_extensions(args.extension),
+    )
+
+
+def test(args, model, worker: Worker) -> None:
+    """Complete the dev and the held-out prompts; score dev where its full sonnets are there."""
+    outputs = {
+        args.dev_sonnet_path: args.dev_sonnet_out,
+        args.held_out_sonnet_path: args.sonnet_out,
+    }
+    for prompts_path, path in outputs.items():
+        sonnets = complete(model, read_sonnets(prompts_path)[: args.limit], args)
+        if not worker.is_main:
+            continue
+        write_sonnets(path, sonnets)
+        print(f"{len(sonnets)} sonnets are in {path}")
+        if prompts_path == args.dev_sonnet_path and Path(args.dev_gold_path).exists():
+            gold = read_sonnets(args.dev_gold_path)[: len(sonnets)]
+            null = null_baseline(gold, read_sonnets(args.sonnet_path))
+            rows = {
+                "generated": sonnet_report(sonnets, gold),
+                "random lines": sonnet_report(null, gold),
+            }
+            print(report_table(rows))
+
+
+def run(args, worker: Worker) -> None:
+    """Train and generate, or only generate with `--checkpoint`."""
+    for path in (args.sonnet_out, args.dev_sonnet_out):
+        check_writable(path)
+    seed_everything(args.seed)
+    if args.checkpoint:
+        model, _ = load_model(args.checkpoint, TASK, build_model)
+    else:
+        model = build_model(args)
+        args.gpt_config = asdict(model.gpt.config)
+    model.to(worker.device)
+    if not args.checkpoint:
+        limit = model.gpt.config.max_position_embeddings
+        loaders = build_loaders(args, model.tokenizer, limit, worker)
+        torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
+        name = Path(args.model_size).name
+        folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
+        if worker.is_main:
+            print(f"sonnet: lr {args.lr:g}, checkpoints in {folder.path}")
+        train(args, model, loaders, folder, worker)
+    test(args, model, worker)
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sonnet_path", default="data/sonnets.txt")
+    parser.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
+    parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
+    parser.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
+    parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
+    parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")
+    parser.add_argument("--seed", type=int, default=11711)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--temperature", type=float, default=1.2, help="0: greedy")
+    parser.add_argument("--top_p", type=float, default=0.9, help="nucleus sampling's share")
+    parser.add_argument("--top_k", type=int, default=0, help="0: no cut")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument(
+        "--patience", type=int, default=3, help="epochs without a better one; 0: never stop"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
+    add_data_dir(parser)
+    add_fit_arguments(parser)
+    return parser.parse_args(argv)
+
+
+@command
+def main():
+    args = get_args()
+    worker = start_worker(args.use_gpu)
+    try:
+        run(args, worker)
+    finally:
+        stop_worker()
+
+
+if __name__ == "__main__":
+    main()
