@@ -18,7 +18,7 @@ from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import read_sentiment
 from evaluation import accuracy_and_f1, predict, write_predictions
-from flags import add_fit_arguments, fit_options, load_extensions
+from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.gpt2 import backbone
 from parallel import Worker, start_worker, stop_worker
 from training import apply_extensions, fit
@@ -245,6 +245,8 @@ def get_args(argv=None):
     args = parser.parse_args(argv)
     if args.lr is None:
         args.lr = LEARNING_RATES[args.fine_tune_mode]
+    check_fit_flags(args)
+    check_range(args, "hidden_dropout_prob", 0, 1)
     return args
 
 

@@ -5,6 +5,7 @@ The core never imports `extensions/`: a technique is loaded when a run names it.
 
 import argparse
 import importlib
+import math
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -62,21 +63,29 @@ def add_data_dir(parser) -> None:
     )
 
 
-def fit_options(args, metric: str, maximise: bool = True, patience: int = 0) -> FitOptions:
-    """FitOptions from parsed flags; what makes no sense is refused."""
-    for name in ("epochs", "accumulate", "batch_size"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
-    if args.limit is not None and args.limit < 1:
-        raise InputError(f"--limit {args.limit}: expected at least 1")
-    if not 0 <= args.warmup <= 1:
-        raise InputError(f"--warmup {args.warmup}: expected a share of all steps, from 0 to 1")
+def check_range(args, name: str, low: float, high: float = math.inf) -> None:
+    """Refuse a flag outside low <= value <= high; a flag that was not given is fine."""
+    value = getattr(args, name)
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
+        expected = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise InputError(f"--{name} {value}: expected {expected}")
+
+
+def check_fit_flags(args) -> None:
+    """Refuse what makes no sense, before anything is loaded."""
+    for name in ("epochs", "accumulate", "batch_size", "limit"):
+        check_range(args, name, 1)
+    for name in ("lr", "weight_decay", "clip", "save_minutes"):
+        check_range(args, name, 0)
+    check_range(args, "warmup", 0, 1)
     if args.bf16 and not args.use_gpu:
-        raise InputError(
-            "--bf16 is for GPUs (CPUs without bf16 units are 30 times slower): add --use_gpu"
-        )
+        raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
+
+
+def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
+    """FitOptions from parsed flags."""
     taken = {f.name: getattr(args, f.name) for f in fields(FitOptions) if hasattr(args, f.name)}
-    return FitOptions(**taken | {"metric": metric, "maximise": maximise, "patience": patience})
+    return FitOptions(**taken | {"metric": metric, "maximise": maximise})
 
 
 def load_extensions(flags: Iterable[str]) -> list[Extension]:

@@ -23,7 +23,7 @@ from evaluation import (
     model_test_paraphrase,
     write_predictions,
 )
-from flags import add_data_dir, add_fit_arguments, fit_options, load_extensions
+from flags import add_data_dir, add_fit_arguments, check_fit_flags, fit_options, load_extensions
 from models.gpt2 import backbone
 from parallel import Worker, start_worker, stop_worker
 from training import apply_extensions, fit
@@ -172,7 +172,9 @@ def get_args(argv=None):
     parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
     add_data_dir(parser)
     add_fit_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_fit_flags(args)
+    return args
 
 
 @command

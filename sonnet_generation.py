@@ -25,7 +25,14 @@ from evaluation import (
     sonnet_report,
     write_sonnets,
 )
-from flags import add_data_dir, add_fit_arguments, fit_options, load_extensions
+from flags import (
+    add_data_dir,
+    add_fit_arguments,
+    check_fit_flags,
+    check_range,
+    fit_options,
+    load_extensions,
+)
 from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
 from parallel import Worker, start_worker, stop_worker
@@ -164,7 +171,7 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
         loaders["train"],
         loss_fn=loss_fn,
         evaluate=lambda m: evaluate(m, loaders["dev"], worker.device),
-        options=fit_options(args, metric="dev_loss", maximise=False, patience=args.patience),
+        options=fit_options(args, metric="dev_loss", maximise=False),
         folder=folder,
         worker=worker,
         extensions=load_extensions(args.extension),
@@ -239,7 +246,12 @@ def get_args(argv=None):
     parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
     add_data_dir(parser)
     add_fit_arguments(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_fit_flags(args)
+    check_range(args, "temperature", 0)
+    check_range(args, "top_p", 0, 1)
+    check_range(args, "max_new_tokens", 1)
+    return args
 
 
 @command

@@ -9,6 +9,8 @@ import torch
 
 from utils import InputError
 
+ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
+
 
 class LayerCache:
     """Keys and values of one layer at every position so far, (b, h, capacity, k) each."""
@@ -137,9 +139,43 @@ def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):
     """Pick one token a row from logits (b, v); returns (b,). Temperature 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
-    probabilities = logits.float().softmax(dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    probabilities = keep_top_k(logits.float() / temperature, top_k).softmax(dim=-1)
+    return draw_from_nucleus(probabilities, top_p, generator)
+
+
+def draw_from_nucleus(probabilities, top_p: float, generator=None):
+    """A draw from `keep_top_p`'s nucleus of (b, v), renormalised, mostly without sorting; (b,).
+
+    A token is in the nucleus exactly when the tokens likelier than it sum to less than p. So draw
+    from everything, and again where that lands outside (rejection sampling); the rows of a nucleus
+    so small that this keeps failing have it cut out by sorting.
+    """
+    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    chosen = draw(running, generator)
+    if top_p >= 1:
+        return chosen
+    for attempt in range(ATTEMPTS):
+        likelier = probabilities > probabilities.gather(1, chosen[:, None])
+        outside = (probabilities * likelier).sum(dim=-1) >= top_p
+        if not bool(outside.any()):
+            break
+        if attempt == ATTEMPTS - 2:
+            nucleus = keep_top_p(probabilities.log(), top_p).softmax(dim=-1)
+            running = nucleus.cumsum(dim=-1, dtype=torch.float64)
+        chosen = torch.where(outside, draw(running, generator), chosen)
+    return chosen
+
+
+def draw(running, generator=None):
+    """One index a row from running sums of probabilities (b, v), float64; returns (b,).
+
+    The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
+    never drawn, and one random number a row is enough.
+    """
+    uniform = torch.rand(
+        len(running), 1, dtype=torch.float64, device=running.device, generator=generator
+    )
+    return torch.searchsorted(running, (1 - uniform) * running[:, -1:])[:, 0]
 
 
 def keep_top_k(logits, top_k: int):
@@ -160,7 +196,6 @@ def keep_top_p(logits, top_p: float):
         return logits
     ordered, order = logits.sort(dim=-1, descending=True)
     probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    dropped = before >= top_p
+    dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
     dropped[:, 0] = False
     return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)
