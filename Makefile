@@ -1,0 +1,28 @@
+# `make demo` and `make test` work on a bare machine with Python 3.11 or newer: PYTHON is the interpreter of
+# the active environment, if that has every line of requirements.txt, else of .venv, made on the first use
+# (setup.sh). Any other one: make test PYTHON=/path/to/python
+PYTHON = $(or $(shell bash setup.sh --python),$(error the environment could not be set up: see above))
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint data clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+
+demo:  ## a small GPT-2 made and fine-tuned in minutes, without network
+	"$(PYTHON)" demo.py $(ARGS)
+
+test:  ## the test suite; pass options on with ARGS="-k adamw"
+	"$(PYTHON)" -m pytest $(ARGS)
+
+lint:  ## ruff: rules and format
+	"$(PYTHON)" -m ruff check .
+	"$(PYTHON)" -m ruff format --check .
+
+data:  ## fill data/ with the course's files; right files are left alone (ARGS="--force" replaces wrong ones)
+	"$(PYTHON)" data/download.py $(if $(wildcard ../shared/data),--from ../shared/data) $(ARGS)
+
+clean:  ## remove caches and the demo's runs; data, predictions, other runs and .venv stay
+	find . \( -path ./.git -o -path ./.venv \) -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache runs/demo runs/demo-*

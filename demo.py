@@ -1,0 +1,96 @@
+"""See it work in minutes, without network: `make demo`.
+
+Makes a small GPT-2 with random weights and a tokenizer of its own, fine-tunes it for sentiment as
+`classifier.py` does with the real GPT-2, and writes the predictions. It uses the course's data if
+they are in data/, else the project's own data/sample. Its figures are this small model's, not
+GPT-2's.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from classifier import NUM_LABELS
+from config import GPT2Config
+from dataset import read_sentiment
+from models.gpt2 import GPT2Model
+from utils import ROOT, command
+
+END_OF_TEXT = "<|endoftext|>"
+SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def make_tokenizer(texts: list[str], vocab_size: int):
+    """GPT-2's kind of tokenizer, a byte-level BPE, learnt from texts; "yes" and "no" are tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([*texts, *["yes", "no"] * 50], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT)
+
+
+def make_gpt2(folder, texts: list[str], vocab_size: int, seed: int = 0, **shape) -> None:
+    """Write a GPT-2 with random weights and its own tokenizer, in HuggingFace's format."""
+    tokenizer = make_tokenizer(texts, vocab_size)
+    shape = {"intermediate_size": 4 * shape["hidden_size"], **shape}
+    torch.manual_seed(seed)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def training_data(folder: Path) -> dict[str, list]:
+    """The training records of both sentiment sets in a folder."""
+    return {
+        name: read_sentiment(folder / f"ids-{name}-train.csv", num_labels)
+        for name, num_labels in NUM_LABELS.items()
+    }
+
+
+def majority_accuracy(folder: Path, name: str, training: list) -> float:
+    """Dev accuracy of always saying the training set's most frequent class."""
+    [(label, _)] = Counter(record.label for record in training).most_common(1)
+    dev = read_sentiment(folder / f"ids-{name}-dev.csv", NUM_LABELS[name])
+    return sum(record.label == label for record in dev) / len(dev)
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=8)
+    args = parser.parse_args()
+    data = ROOT / "data"
+    data = data if (data / "ids-sst-train.csv").exists() else data / "sample"
+    records = training_data(data)
+    model = ROOT / "runs" / "demo-gpt2"
+    texts = [record.text for rows in records.values() for record in rows]
+    make_gpt2(model, texts, vocab_size=4096, **SHAPE)
+    print(f"made a small GPT-2 with random weights (not the real one) in {model.relative_to(ROOT)}")
+    for name, rows in records.items():
+        accuracy = majority_accuracy(data, name, rows)
+        print(
+            f"{name}: {len(rows)} training rows; the commonest class alone: dev acc {accuracy:.3f}"
+        )
+
+    words = ["classifier.py", "--fine-tune-mode", "full-model", "--lr", "1e-3"]
+    words += ["--epochs", str(args.epochs), "--model_size", str(model.relative_to(ROOT))]
+    words += ["--data_dir", str(data.relative_to(ROOT)), "--runs_dir", "runs/demo"]
+    print("running: python", shlex.join(words), flush=True)
+    sys.exit(subprocess.run([sys.executable, *words], cwd=ROOT).returncode)
+
+
+if __name__ == "__main__":
+    main()
