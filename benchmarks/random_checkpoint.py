@@ -1,0 +1,45 @@
+"""A published size of GPT-2 with random weights, in HuggingFace's format: for timing without network.
+
+python benchmarks/random_checkpoint.py --size gpt2 --tokenizer FOLDER --out runs/gpt2-random
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from config import SIZES
+from models.gpt2 import GPT2Model
+from utils import InputError, command
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def write_random_checkpoint(size: str, tokenizer: Path, out: Path, seed: int = 0) -> None:
+    """Weights as at the start of pre-training, beside the tokenizer files of another folder."""
+    files = [tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).exists()]
+    if not files:
+        raise InputError(f"{tokenizer}: none of {', '.join(TOKENIZER_FILES)} is in this folder")
+    torch.manual_seed(seed)
+    GPT2Model(SIZES[size]).save_pretrained(out)
+    for file in files:
+        shutil.copyfile(file, out / file.name)
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="gpt2")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with its files")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    write_random_checkpoint(args.size, args.tokenizer, args.out)
+    print(f"{args.out}: {args.size} with random weights")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,418 @@
+"""The plain completion of the course's starter code: the peer that benchmarks measure against.
+
+It is what a diligent student has after filling in the starter the straightforward way of the
+handout: correct (the same numbers as HuggingFace's GPT-2, the handout's AdamW), fp32, and plain.
+Explicit attention scores, an optimizer that goes parameter by parameter and out of place, text
+tokenised in every collate, shuffled batches padded to their longest row, the training set
+evaluated again after each epoch, the whole prefix computed again for every generated token.
+
+It is a yardstick, not a part of the project: only benchmarks import it, it imports nothing of
+ours, and it is not to be made faster. It measures no time itself. Shape letters as in
+`modules/attention.py`: b batch, t time, d hidden, h heads, k head size, v vocabulary.
+
+Differs from the starter in three places where that one is wrong or cannot run with our models:
+the feed-forward width is `intermediate_size`, no embedding row is frozen by `padding_idx`, and
+a checkpoint is a dict of tensors and numbers.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from sklearn.metrics import accuracy_score, f1_score
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+NO, YES = 3919, 8505  # "no" and "yes" in GPT-2's vocabulary
+
+
+# The model
+
+
+class StarterAttention(nn.Module):
+    """softmax(query @ key.T / sqrt(k) + masks) @ value, with every (t, t) matrix written out."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def transform(self, x, linear):
+        return rearrange(linear(x), "b t (h k) -> b h t k", h=self.num_heads)
+
+    def attention(self, key, query, value, attention_mask):
+        t, k = query.shape[-2:]
+        scores = query @ key.transpose(-1, -2) / math.sqrt(k)  # (b, h, t, t)
+        future = torch.triu(torch.ones(t, t, device=scores.device), diagonal=1).bool()
+        scores = scores.masked_fill(future, float("-inf"))
+        scores = scores + attention_mask
+        weights = self.dropout(torch.softmax(scores, dim=-1))
+        return rearrange(weights @ value, "b h t k -> b t (h k)")
+
+    def forward(self, hidden_states, attention_mask):
+        key = self.transform(hidden_states, self.key)
+        value = self.transform(hidden_states, self.value)
+        query = self.transform(hidden_states, self.query)
+        return self.attention(key, query, value, attention_mask)
+
+
+class StarterLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); dropout before each residual sum."""
+
+    def __init__(self, config):
+        super().__init__()
+        d, inner, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.self_attention = StarterAttention(config)
+        self.attention_dense = nn.Linear(d, d)
+        self.attention_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.interm_dense = nn.Linear(d, inner)
+        self.out_dense = nn.Linear(inner, d)
+        self.out_layer_norm = nn.LayerNorm(d, eps=eps)
+        self.out_dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def add(self, input, output, dense_layer, dropout):
+        return input + dropout(dense_layer(output))
+
+    def forward(self, x, attention_mask):
+        attended = self.self_attention(self.attention_layer_norm(x), attention_mask)
+        x = self.add(x, attended, self.attention_dense, self.attention_dropout)
+        inner = self.interm_dense(self.out_layer_norm(x))
+        inner = F.gelu(inner, approximate="tanh")  # gelu_new
+        return self.add(x, inner, self.out_dense, self.out_dropout)
+
+
+class StarterGPT2(nn.Module):
+    """GPT-2: embeddings, layers, final norm, and the word embedding again as output matrix."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.word_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.pos_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embed_dropout = nn.Dropout(config.hidden_dropout_prob)
+        layers = [StarterLayer(config) for _ in range(config.num_hidden_layers)]
+        self.gpt_layers = nn.ModuleList(layers)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        position_ids = torch.arange(config.max_position_embeddings).unsqueeze(0)
+        self.register_buffer("position_ids", position_ids, persistent=False)
+        self.apply(self.init_weights)
+
+    def init_weights(self, module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            module.weight.data.normal_(mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear):
+            module.bias.data.zero_()
+
+    def embed(self, input_ids):
+        positions = self.position_ids[:, : input_ids.shape[1]]
+        return self.embed_dropout(self.word_embedding(input_ids) + self.pos_embedding(positions))
+
+    def get_extended_attention_mask(self, attention_mask, dtype):
+        """Ones and zeros (b, t) -> 0 and -10000, to be added to scores (b, 1, 1, t)."""
+        return (1.0 - attention_mask[:, None, None, :].to(dtype)) * -10000.0
+
+    def encode(self, hidden_states, attention_mask):
+        mask = self.get_extended_attention_mask(attention_mask, hidden_states.dtype)
+        for layer in self.gpt_layers:
+            hidden_states = layer(hidden_states, mask)
+        return hidden_states
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.final_layer_norm(self.encode(self.embed(input_ids), attention_mask))
+        last = attention_mask.sum(dim=1) - 1
+        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
+        return {"last_hidden_state": hidden, "last_token": hidden[rows, last]}
+
+    def hidden_state_to_token(self, hidden_state):
+        return hidden_state @ self.word_embedding.weight.T
+
+
+@torch.no_grad()
+def load_huggingface(gpt, state_dict):
+    """Copy the weights of a HuggingFace GPT2Model or GPT2LMHeadModel into a StarterGPT2.
+
+    HuggingFace's linears are Conv1D, which hold (in, out): ours are their transposes.
+    """
+    theirs = {name.removeprefix("transformer."): value for name, value in state_dict.items()}
+
+    def copy(module, name, transpose=False):
+        weight = theirs[f"{name}.weight"]
+        module.weight.copy_(weight.T if transpose else weight)
+        if getattr(module, "bias", None) is not None:
+            module.bias.copy_(theirs[f"{name}.bias"])
+
+    copy(gpt.word_embedding, "wte")
+    copy(gpt.pos_embedding, "wpe")
+    copy(gpt.final_layer_norm, "ln_f")
+    for i, layer in enumerate(gpt.gpt_layers):
+        attention = layer.self_attention
+        weights = theirs[f"h.{i}.attn.c_attn.weight"].T.chunk(3)
+        biases = theirs[f"h.{i}.attn.c_attn.bias"].chunk(3)
+        for j, linear in enumerate((attention.query, attention.key, attention.value)):
+            linear.weight.copy_(weights[j])
+            linear.bias.copy_(biases[j])
+        copy(layer.attention_dense, f"h.{i}.attn.c_proj", transpose=True)
+        copy(layer.interm_dense, f"h.{i}.mlp.c_fc", transpose=True)
+        copy(layer.out_dense, f"h.{i}.mlp.c_proj", transpose=True)
+        copy(layer.attention_layer_norm, f"h.{i}.ln_1")
+        copy(layer.out_layer_norm, f"h.{i}.ln_2")
+    return gpt
+
+
+# The three tasks: forward(input_ids, attention_mask) -> logits, loss(batch) -> scalar
+
+
+class StarterSentimentClassifier(nn.Module):
+    """Dropout and one linear on the last token.
+
+    In last-linear-layer mode the backbone is frozen, yet runs forward in every step.
+    """
+
+    def __init__(self, config, num_labels, dropout=0.3, fine_tune_mode="full-model"):
+        super().__init__()
+        self.gpt = StarterGPT2(config)
+        for parameter in self.gpt.parameters():
+            parameter.requires_grad = fine_tune_mode == "full-model"
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, input_ids, attention_mask):
+        last_token = self.gpt(input_ids, attention_mask)["last_token"]
+        return self.classifier(self.dropout(last_token))  # (b, labels)
+
+    def loss(self, batch):
+        logits = self(batch["token_ids"], batch["attention_mask"])
+        labels = batch["labels"].view(-1)
+        return F.cross_entropy(logits, labels, reduction="sum") / len(labels)
+
+
+class StarterParaphraseGPT(nn.Module):
+    """The next token after the cloze prompt, out of the whole vocabulary; labels are token ids."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gpt = StarterGPT2(config)
+
+    def forward(self, input_ids, attention_mask):
+        last_token = self.gpt(input_ids, attention_mask)["last_token"]
+        return self.gpt.hidden_state_to_token(last_token)  # (b, v)
+
+    def loss(self, batch):
+        logits = self(batch["token_ids"], batch["attention_mask"])
+        return F.cross_entropy(logits, batch["labels"])
+
+
+class StarterSonnetGPT(nn.Module):
+    """A language model: logits of the next token at every position."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gpt = StarterGPT2(config)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.gpt(input_ids, attention_mask)["last_hidden_state"]
+        return self.gpt.hidden_state_to_token(hidden)  # (b, t, v)
+
+    def loss(self, batch):
+        logits = self(batch["token_ids"], batch["attention_mask"])
+        logits = rearrange(logits[:, :-1], "b t v -> (b t) v")
+        return F.cross_entropy(logits, batch["token_ids"][:, 1:].flatten())
+
+
+# The optimizer
+
+
+class StarterAdamW(torch.optim.Optimizer):
+    """The handout's efficient Adam, then decay by lr * weight_decay; each line a new tensor."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            lr, eps, (beta1, beta2) = group["lr"], group["eps"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                grad, state = p.grad.data, self.state[p]
+                if len(state) == 0:
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(p.data)
+                    state["exp_avg_sq"] = torch.zeros_like(p.data)
+                state["step"] += 1
+                exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * grad
+                exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad**2
+                state["exp_avg"], state["exp_avg_sq"] = exp_avg, exp_avg_sq
+                correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+                p.data = p.data - lr * correction * exp_avg / (exp_avg_sq.sqrt() + eps)
+                if group["weight_decay"] > 0:
+                    p.data = p.data - lr * group["weight_decay"] * p.data
+        return loss
+
+
+# The data: a list of records, tokenised in every collate, padded to the longest in the batch
+
+
+class TextDataset(Dataset):
+    """Records (text, label, id)."""
+
+    def __init__(self, records, tokenizer):
+        self.records = list(records)
+        self.tokenizer = tokenizer
+
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, index):
+        return self.records[index]
+
+    def collate_fn(self, records):
+        texts, labels, ids = zip(*records, strict=True)
+        encoding = self.tokenizer(list(texts), return_tensors="pt", padding=True)
+        return {
+            "token_ids": encoding["input_ids"],
+            "attention_mask": encoding["attention_mask"],
+            "labels": torch.LongTensor(labels),
+            "sents": list(texts),
+            "sent_ids": list(ids),
+        }
+
+
+def sentiment_loader(records, tokenizer, batch_size=8, shuffle=True):
+    """Records (sentence, label, id) -> batches; the tokenizer needs a padding token."""
+    data = TextDataset(records, tokenizer)
+    return DataLoader(data, batch_size=batch_size, shuffle=shuffle, collate_fn=data.collate_fn)
+
+
+def cloze_prompt(sentence1, sentence2):
+    return f'Is "{sentence1}" a paraphrase of "{sentence2}"? Answer "yes" or "no": '
+
+
+def paraphrase_loader(
+    records, tokenizer, batch_size=8, shuffle=True, prompt=cloze_prompt, label_ids=(NO, YES)
+):
+    """Records (sentence1, sentence2, 0 or 1, id) -> batches whose labels are token ids."""
+    cloze = [(prompt(s1, s2), label_ids[label], id_) for s1, s2, label, id_ in records]
+    return sentiment_loader(cloze, tokenizer, batch_size=batch_size, shuffle=shuffle)
+
+
+def sonnet_loader(sonnets, tokenizer, batch_size=8, shuffle=True):
+    """Sonnets as strings -> batches; their labels are the tokens themselves."""
+    records = [(sonnet, 0, i) for i, sonnet in enumerate(sonnets)]
+    return sentiment_loader(records, tokenizer, batch_size=batch_size, shuffle=shuffle)
+
+
+# Training and evaluation
+
+
+def to_device(batch, model):
+    device = next(model.parameters()).device
+    return {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def train_step(model, batch, optimizer):
+    """One step of any of the three tasks; returns the loss as a float."""
+    batch = to_device(batch, model)
+    optimizer.zero_grad()
+    loss = model.loss(batch)
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def train_epoch(model, loader, optimizer):
+    """One pass in train mode; returns the mean loss of its batches."""
+    model.train()
+    train_loss = 0.0
+    for batch in loader:
+        train_loss += train_step(model, batch, optimizer)
+    return train_loss / len(loader)
+
+
+@torch.no_grad()
+def evaluate(model, loader):
+    """Accuracy and macro-F1 of a classifier (sentiment or paraphrase) on a loader."""
+    model.eval()
+    labels, predictions = [], []
+    for batch in loader:
+        batch = to_device(batch, model)
+        logits = model(batch["token_ids"], batch["attention_mask"]).cpu().numpy()
+        predictions.extend(logits.argmax(axis=-1).flatten())
+        labels.extend(batch["labels"].cpu().numpy().flatten())
+    return {
+        "accuracy": accuracy_score(labels, predictions),
+        "f1": f1_score(labels, predictions, average="macro"),
+    }
+
+
+def save_model(model, optimizer, path):
+    if path is not None:
+        torch.save({"model": model.state_dict(), "optim": optimizer.state_dict()}, path)
+
+
+def fit_sentiment(model, train_loader, dev_loader, optimizer, epochs=10, path=None):
+    """Train; after each epoch evaluate on all of train and on dev; save the best on dev."""
+    history = []
+    for _ in range(epochs):
+        loss = train_epoch(model, train_loader, optimizer)
+        train, dev = evaluate(model, train_loader), evaluate(model, dev_loader)
+        if all(dev["accuracy"] > epoch["dev"]["accuracy"] for epoch in history):
+            save_model(model, optimizer, path)
+        history.append({"loss": loss, "train": train, "dev": dev})
+    return history
+
+
+def fit_paraphrase(model, train_loader, dev_loader, optimizer, epochs=10, path=None):
+    """Train; after each epoch evaluate on dev; save the best."""
+    history = []
+    for _ in range(epochs):
+        loss, dev = train_epoch(model, train_loader, optimizer), evaluate(model, dev_loader)
+        if all(dev["accuracy"] > epoch["dev"]["accuracy"] for epoch in history):
+            save_model(model, optimizer, path)
+        history.append({"loss": loss, "dev": dev})
+    return history
+
+
+def fit_sonnets(model, train_loader, prompts, optimizer, epochs=10, path=None, **decoding):
+    """Train; after each epoch continue every held-out prompt, and save."""
+    tokenizer, history = train_loader.dataset.tokenizer, []
+    for _ in range(epochs):
+        loss = train_epoch(model, train_loader, optimizer)
+        texts = [generate(model, tokenizer, prompt, **decoding)[1] for prompt in prompts]
+        history.append({"loss": loss, "texts": texts})
+        save_model(model, optimizer, path)
+    return history
+
+
+# Decoding
+
+
+@torch.no_grad()
+def generate(model, tokenizer, prompt, max_length=128, temperature=0.7, top_p=0.9):
+    """Continue one prompt by at most `max_length` sampled tokens: (token_ids (1, t), text)."""
+    model.eval()
+    device = next(model.parameters()).device
+    token_ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(device)
+    attention_mask = torch.ones_like(token_ids)
+    for _ in range(max_length):
+        logits = model(token_ids, attention_mask)  # (1, t, v), the whole prefix again
+        probs = torch.softmax(logits[:, -1, :] / temperature, dim=-1)
+        sorted_probs, sorted_ids = torch.sort(probs, descending=True)
+        kept = torch.cumsum(sorted_probs, dim=-1) <= top_p
+        kept[:, 1:] = kept[:, :-1].clone()  # the token that crosses top_p stays in
+        kept[:, 0] = True
+        filtered = sorted_probs * kept
+        filtered = filtered / filtered.sum(dim=-1, keepdim=True)
+        sampled = sorted_ids.gather(dim=-1, index=torch.multinomial(filtered, 1))
+        if sampled.item() == tokenizer.eos_token_id:
+            break
+        token_ids = torch.cat([token_ids, sampled], dim=1)
+        attention_mask = torch.ones_like(token_ids)
+    return token_ids, tokenizer.decode(token_ids[0].tolist())

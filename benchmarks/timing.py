@@ -1,0 +1,73 @@
+"""How things are timed here: peers alternate in one process, medians of several, hardware named."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from checkpoint import current_commit
+from utils import atomic_write
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call, the GPU's queue emptied before and after."""
+    _synchronize()
+    started = time.perf_counter()
+    work()
+    _synchronize()
+    return time.perf_counter() - started
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def alternate(peers: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Call each peer's timer in turn, `repeats` rounds; a timer returns its own seconds."""
+    times: dict[str, list[float]] = {name: [] for name in peers}
+    for _ in range(repeats):
+        for name, timer in peers.items():
+            times[name].append(timer())
+    return times
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+def hardware(device: torch.device) -> str:
+    """The machine in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({_cpu_name()}), {torch.get_num_threads()} threads"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = []
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    return {
+        "hardware": hardware(device),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": current_commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_results(path: Path, results: dict) -> None:
+    with atomic_write(path) as file:
+        json.dump(results, file, indent=2)
+        file.write("\n")
