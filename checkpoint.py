@@ -39,7 +39,10 @@ class RunFolder:
         return self.path / "last.safetensors"
 
     def start(self, resume: bool) -> None:
-        """Begin anew, or make sure that there is something to go on with."""
+        """Begin anew, or make sure that there is something to go on with.
+
+        What an earlier run with the same settings left stays until this one has something better.
+        """
         if resume and not self.last.exists():
             others = sorted(path.name for path in self.path.parent.glob(f"{self.task}-*"))
             raise InputError(
@@ -51,8 +54,6 @@ class RunFolder:
         check_writable(self.last)
         remove_leftovers(self.path)
         if not resume:
-            for old in (self.last, self.best, self.path / "metrics.jsonl"):
-                old.unlink(missing_ok=True)
             with atomic_write(self.path / "config.json") as file:
                 config = {"task": self.task, **self.settings, "commit": current_commit()}
                 json.dump(config, file, indent=2, default=str)

@@ -118,6 +118,8 @@ def fit(
     folder.start(options.resume)
     if options.resume:
         run.restore()
+    elif folder.last.exists():
+        run.log("a run with these flags was here before and is done anew; --resume would go on")
     while not run.progress.finished:
         run.train_epoch()
         run.finish_epoch(evaluate(model))
@@ -316,6 +318,7 @@ class _Fit:
             )
         self.progress = Progress(**tree["progress"])
         if self.progress.finished:
+            self.log("this run is finished: its best epoch is taken as it is")
             return
         load_trainable_state(self.model, tree["model"], self.folder.last)
         self.optimizer.load_state_dict(tree["optimizer"])

@@ -17,8 +17,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import classifier
 import sonnet_generation
@@ -30,7 +29,7 @@ from dataset import read_sentiment, read_sonnets
 from models.base_gpt import read_weights
 from parallel import Worker
 from training import FitOptions, fit
-from utils import checkpoint_folder, command, load_tokenizer, seed_everything
+from utils import ROOT, checkpoint_folder, command, load_tokenizer, seed_everything
 
 BATCH_SIZE, NUM_LABELS, DROPOUT, NEW_TOKENS = 8, 5, 0.3, 128
 HEAD = {"classifier.weight": "sentiment_head.weight", "classifier.bias": "sentiment_head.bias"}

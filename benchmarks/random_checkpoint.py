@@ -1,4 +1,4 @@
-"""A published size of GPT-2 with random weights, in HuggingFace's format: for timing without network.
+"""A published size of GPT-2 with random weights, in HuggingFace's format, for timing.
 
 python benchmarks/random_checkpoint.py --size gpt2 --tokenizer FOLDER --out runs/gpt2-random
 """
