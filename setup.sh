@@ -25,7 +25,7 @@ fi
 set -euo pipefail
 CDPATH='' cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")"
 exec 3>&1 1>&2 </dev/null # progress goes to stderr; stdout (now 3) is kept for the answer
-trap 'exit 130' INT            # pip answers Ctrl-C like any failure; it must count as an interruption
+trap 'exit 130' INT       # pip answers Ctrl-C like any failure; it must count as an interruption
 
 env_name="cs224n_dfp"
 venv="$PWD/.venv"
