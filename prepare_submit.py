@@ -1,6 +1,9 @@
 """Check the submission, name all that is wrong with it at once, and only then zip it.
 
-python prepare_submit.py    writes cs224n_default_final_project_submission.zip, equal for equal files
+python prepare_submit.py    writes cs224n_default_final_project_submission.zip
+
+Equal files give a zip of equal bytes. The sentiment predictions are in it under two names, as the
+handouts of different years ask for them: finetune = full-model, pretrain = last-linear-layer.
 """
 
 import argparse
@@ -23,8 +26,8 @@ REQUIRED_CODE = (
     *("classifier.py", "paraphrase_detection.py", "sonnet_generation.py"),
 )
 FURTHER_CODE = ("*.py", "modules/*.py", "models/*.py", "extensions/*.py", "extensions/README.md")
-LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}  # same meaning
-NUM_LABELS = {"sst": 5, "cfimdb": 2}
+LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}
+NUM_LABELS = {"sst": 5, "cfimdb": 2}  # here too, as the programs that write the files load torch
 SONNET_HEADER = "--Generated Sonnets--"
 SHOWN = 10  # lines told of one file: a thousand alike say no more
 GET_DATA = "python data/download.py"
@@ -218,10 +221,11 @@ def main(argv=None):
     wrong = check(args.root, args.data_dir or args.root / "data")
     for name, (*problems, remedy) in wrong.items():
         for problem in problems:
-            print(f"{name}: {problem}", file=sys.stderr)
+            place = ", " if problem.startswith("line ") else ": "
+            print(f"{name}{place}{problem}", file=sys.stderr)
         print(f"    -> {remedy}", file=sys.stderr)
     if wrong:
-        raise InputError(f"{len(wrong)} files need mending, as told above: {out} is not written")
+        raise InputError(f"{out}: not written; files to mend, as told above: {len(wrong)}")
     files = contents(args.root)
     write_zip(out, files)
     for name in sorted(files):
