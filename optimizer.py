@@ -11,8 +11,11 @@ after the update and is of the updated θ, as the course's reference has it.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
+
+BLOCK = 2**20  # elements
 
 
 def adamw_update(param, grad, exp_avg, exp_avg_sq, *, step_size, beta1, beta2, eps, decay):
@@ -73,14 +76,24 @@ class AdamW(torch.optim.Optimizer):
         step_size = lr
         if group["correct_bias"]:
             step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        adamw_update(
-            param,
-            param.grad,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            step_size=step_size,
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            decay=lr * group["weight_decay"],
-        )
+        for block in blocks(param, param.grad, state["exp_avg"], state["exp_avg_sq"]):
+            adamw_update(
+                *block,
+                step_size=step_size,
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                decay=lr * group["weight_decay"],
+            )
+
+
+def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors of one shape, cut alike into blocks that a CPU's cache holds.
+
+    The update touches each element several times: in blocks, main memory serves it once, which
+    halves the time for GPT-2. On other devices the whole is one block.
+    """
+    if tensors[0].device.type == "cpu" and all(tensor.is_contiguous() for tensor in tensors):
+        yield from zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
+    else:
+        yield tensors
