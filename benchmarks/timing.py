@@ -29,11 +29,16 @@ def _synchronize() -> None:
 
 
 def alternate(peers: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Call each peer's timer in turn, `repeats` rounds; a timer returns its own seconds."""
+    """Call each peer's timer in turn, in `repeats` rounds after one that only warms up.
+
+    A timer returns its own seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in peers}
-    for _ in range(repeats):
+    for round in range(repeats + 1):
         for name, timer in peers.items():
-            times[name].append(timer())
+            elapsed = timer()
+            if round:
+                times[name].append(elapsed)
     return times
 
 
