@@ -161,7 +161,9 @@ def _pack(value, tensors: dict):
     """JSON for a tree; its tensors go into `tensors`, and dicts become lists of [key, value]."""
     if isinstance(value, torch.Tensor):
         name = f"tensor.{len(tensors)}"
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        value = value.detach().cpu().contiguous()
+        part_of_more = value.untyped_storage().nbytes() != value.nbytes
+        tensors[name] = value.clone() if part_of_more else value
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
