@@ -38,7 +38,9 @@ def command(main):
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
         except KeyboardInterrupt:
-            print("interrupted: what was saved is whole; a run goes on by --resume", file=sys.stderr)
+            print(
+                "interrupted: what was saved is whole; a run goes on by --resume", file=sys.stderr
+            )
             sys.exit(130)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
