@@ -43,12 +43,20 @@ class TokenDataset(Dataset):
         return hashlib.sha256(content).hexdigest()
 
 
-def tokenise(tokenizer, texts: list[str], sent_ids: list[str], limit: int) -> list[list[int]]:
-    """Token ids of each text; one longer than the model's `limit` positions is an error."""
+def tokenise(
+    tokenizer, texts: list[str], sent_ids: list[str], limit: int, *, where="the texts"
+) -> list[list[int]]:
+    """Token ids of each text; one longer than the model's `limit` positions is an error.
+
+    where: the texts' file, for that error.
+    """
     token_ids = tokenizer(texts)["input_ids"]
     for sent_id, ids in zip(sent_ids, token_ids, strict=True):
         if not 0 < len(ids) <= limit:
-            raise InputError(f"row {sent_id}: {len(ids)} tokens, expected 1 to {limit}: shorten it")
+            raise InputError(
+                f"{where}, row {sent_id}: {len(ids)} tokens, expected 1 to {limit}, as many as the "
+                f"model has positions: mend this row"
+            )
     return token_ids
 
 

@@ -121,7 +121,8 @@ def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dic
         )
         records = read_sentiment(path, None if split == "test" else NUM_LABELS[name])[: args.limit]
         sent_ids = [record.sent_id for record in records]
-        token_ids = tokenise(tokenizer, [r.text for r in records], sent_ids, limit)
+        texts = [record.text for record in records]
+        token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=path)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
         sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from utils import InputError
 
+END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
+
 
 @dataclass(frozen=True)
 class Record:
@@ -42,22 +44,21 @@ class PairFile:
 def read_sentiment(path, num_labels: int | None) -> list[Record]:
     """Records of a sentiment file; num_labels None reads a test file, which has no labels."""
     columns = ["id", "sentence"] + (["sentiment"] if num_labels else [])
-    records = []
+    records, seen = [], set()
     for line, row in read_table(path, columns):
-        label = None
+        sent_id, label = _new_id(row["id"], seen, f"{path}, line {line}"), None
         if num_labels:
             label = _label(row["sentiment"], num_labels, f"{path}, line {line}, column sentiment")
-        records.append(Record(_sent_id(row, path, line), row["sentence"].lower().strip(), label))
-    _check_unique(records, path)
+        records.append(Record(sent_id, row["sentence"].lower().strip(), label))
     return records
 
 
 def read_pairs(path, labelled: bool) -> PairFile:
     """Pairs of a Quora file; rows that lack a question or their label are dropped and named."""
     columns = ["id", "sentence1", "sentence2"] + (["is_duplicate"] if labelled else [])
-    records, dropped = [], []
+    records, dropped, seen = [], [], set()
     for line, row in read_table(path, columns, may_be_short=True):
-        sent_id = _sent_id(row, path, line)
+        sent_id = _new_id(row["id"], seen, f"{path}, line {line}")
         if not all((cell or "").strip() for cell in row.values()):
             dropped.append(f"line {line} (id {sent_id})")
             continue
@@ -68,7 +69,6 @@ def read_pairs(path, labelled: bool) -> PairFile:
         records.append(PairRecord(sent_id, first, second, label))
     if not records:
         raise InputError(f"{path}: every row lacks a question or its label: get the file again")
-    _check_unique(records, path)
     return PairFile(records, dropped)
 
 
@@ -91,10 +91,11 @@ def read_sonnets(path) -> list[Record]:
             f"{path}: no sonnet found: expected lines that hold only a number, each followed by "
             f"its sonnet"
         )
+    seen = set()
     for record in records:
+        _new_id(record.sent_id, seen, str(path))
         if not record.text:
             raise InputError(f"{path}: sonnet {record.sent_id} has no text: complete the file")
-    _check_unique(records, path)
     return records
 
 
@@ -125,7 +126,8 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     Read with csv's default quoting, as the course does. `may_be_short` lets cells be missing at a
     row's end, None then (Quora has such rows); else each row must be as long as the header.
     """
-    text = read_text(path)
+    text = f"{read_text(path)}\n{END}"
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
     header = next(reader)
     missing = [name for name in columns if name not in header]
@@ -137,13 +139,15 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     places = {name: header.index(name) for name in columns}
     rows, line = [], 2
     for cells in reader:
+        if any("\n" in cell and ("\t" in cell or cell.endswith(END)) for cell in cells):
+            raise InputError(f"{path}, line {line}: a quote opens here and never closes: mend it")
+        if cells == [END]:
+            break
         short = len(cells) < len(header) and not may_be_short
         if cells and (short or len(cells) > len(header)):
             raise InputError(
                 f"{path}, line {line}: {len(cells)} cells, expected {len(header)}: mend the row"
             )
-        if any("\n" in cell and "\t" in cell for cell in cells):
-            raise InputError(f"{path}, line {line}: a quote opens here and never closes: mend it")
         if cells:
             rows.append(
                 (line, {n: cells[i] if i < len(cells) else None for n, i in places.items()})
@@ -154,10 +158,14 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     return rows
 
 
-def _sent_id(row: dict, path, line: int) -> str:
-    sent_id = (row["id"] or "").lower().strip()
+def _new_id(cell: str | None, seen: set[str], where: str) -> str:
+    """The id in a cell, which joins those that were seen before."""
+    sent_id = (cell or "").lower().strip()
     if not sent_id:
-        raise InputError(f"{path}, line {line}: the id is empty: every row needs its own")
+        raise InputError(f"{where}: the id is empty: every row needs its own")
+    if sent_id in seen:
+        raise InputError(f"{where}: id {sent_id} stands twice: every row needs its own")
+    seen.add(sent_id)
     return sent_id
 
 
@@ -169,11 +177,3 @@ def _label(cell: str | None, num_labels: int, where: str) -> int:
     if label not in range(num_labels):
         raise InputError(f"{where}: label {cell!r}, expected one of {list(range(num_labels))}")
     return int(label)
-
-
-def _check_unique(records, path) -> None:
-    seen = set()
-    for record in records:
-        if record.sent_id in seen:
-            raise InputError(f"{path}: id {record.sent_id} stands twice: every row needs its own")
-        seen.add(record.sent_id)

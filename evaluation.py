@@ -6,6 +6,7 @@
 
 import argparse
 import random
+import re
 from dataclasses import dataclass
 
 import torch
@@ -98,17 +99,22 @@ def write_predictions(path, column: str, sent_ids: list[str], values: list[int])
 
 
 def write_sonnets(path, sonnets: list[Record]) -> None:
-    """A file of generated sonnets: a header, then for each its index and its text."""
+    """A file of generated sonnets: a header, then for each its index and its text.
+
+    A line that is only a number would begin another sonnet: it gets a full stop.
+    """
     with atomic_write(path) as file:
         file.write(f"{SONNET_HEADER}\n\n")
-        file.writelines(f"\n{sonnet.sent_id}\n{sonnet.text}\n\n" for sonnet in sonnets)
+        for sonnet in sonnets:
+            text = re.sub(r"^([ \t]*\d+)[ \t]*$", r"\1.", sonnet.text, flags=re.MULTILINE)
+            file.write(f"\n{sonnet.sent_id}\n{text}\n\n")
 
 
 def test_sonnet(
     test_path="predictions/generated_sonnets.txt", gold_path="data/TRUE_sonnets_held_out.txt"
 ) -> float:
     """chrF, 0 to 100, of whole sonnets, the given lines included: the course's way of scoring."""
-    return chrf(_paired(read_sonnets(test_path), read_sonnets(gold_path), test_path, gold_path))
+    return chrf(paired(read_sonnets(test_path), read_sonnets(gold_path), test_path, gold_path))
 
 
 def chrf(pairs: list[tuple[Record, Record]]) -> float:
@@ -119,7 +125,8 @@ def chrf(pairs: list[tuple[Record, Record]]) -> float:
     return CHRF().corpus_score(generated, [gold]).score
 
 
-def _paired(generated, gold, generated_path, gold_path) -> list[tuple[Record, Record]]:
+def paired(generated, gold, generated_path, gold_path) -> list[tuple[Record, Record]]:
+    """Each generated sonnet with its gold one; files of different lengths are refused."""
     if len(generated) != len(gold):
         raise InputError(
             f"{generated_path}: {len(generated)} sonnets, but {gold_path} has {len(gold)}: "
@@ -179,9 +186,9 @@ def report_table(rows: dict[str, dict[str, float]]) -> str:
     """A plain table, one line a system."""
     columns = list(next(iter(rows.values())))
     width = max(len(name) for name in rows)
-    lines = [" " * width + "  " + "  ".join(columns)]
+    lines = [" " * width + "  " + "  ".join(f"{column:>7}" for column in columns)]
     for name, row in rows.items():
-        cells = "  ".join(f"{row[column]:{len(column)}.3f}" for column in columns)
+        cells = "  ".join(f"{row[column]:{max(len(column), 7)}.3f}" for column in columns)
         lines.append(f"{name:{width}}  {cells}")
     return "\n".join(lines)
 
@@ -194,7 +201,7 @@ def main():
     parser.add_argument("--training", default="data/sonnets.txt", help="for the null baseline")
     args = parser.parse_args()
     generated, gold = read_sonnets(args.sonnets), read_sonnets(args.gold)
-    _paired(generated, gold, args.sonnets, args.gold)
+    paired(generated, gold, args.sonnets, args.gold)
     null = null_baseline(gold, read_sonnets(args.training))
     rows = {args.sonnets: sonnet_report(generated, gold), "random lines": sonnet_report(null, gold)}
     print(report_table(rows))

@@ -78,6 +78,7 @@ def check_fit_flags(args) -> None:
     for name in ("lr", "weight_decay", "clip", "save_minutes"):
         check_range(args, name, 0)
     check_range(args, "warmup", 0, 1)
+    check_range(args, "seed", 0, 2**32 - 1)
     if args.bf16 and not args.use_gpu:
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
 

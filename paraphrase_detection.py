@@ -83,7 +83,7 @@ def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
         records = pairs.records[: args.limit]
         sent_ids = [record.sent_id for record in records]
         prompts = [cloze_prompt(r.sentence1, r.sentence2) for r in records]
-        token_ids = tokenise(tokenizer, prompts, sent_ids, limit)
+        token_ids = tokenise(tokenizer, prompts, sent_ids, limit, where=path)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
         sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}

@@ -21,6 +21,7 @@ from evaluation import (
     PROMPT_LINES,
     cross_entropy,
     null_baseline,
+    paired,
     report_table,
     sonnet_report,
     write_sonnets,
@@ -74,12 +75,8 @@ class SonnetGPT(nn.Module):
 
 def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
     """All prompts continued in one batch, with draws that the seed alone decides."""
-    texts = ["\n".join(p.text.splitlines()[:PROMPT_LINES]) + "\n" for p in prompts]
-    sent_ids = [prompt.sent_id for prompt in prompts]
-    token_ids = tokenise(
-        model.tokenizer, texts, sent_ids, model.gpt.config.max_position_embeddings - 1
-    )
-    batch = collate([TokenDataset(token_ids, sent_ids)[i] for i in range(len(texts))])
+    dataset = prompt_dataset(model, prompts, where=args.held_out_sonnet_path)
+    batch = collate([dataset[i] for i in range(len(dataset))])
     device = model.gpt.word_embedding.weight.device
     tokens = generate(
         model.gpt,
@@ -93,7 +90,15 @@ def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
         generator=torch.Generator(device).manual_seed(args.seed),
     )
     completed = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]
-    return [Record(i, text) for i, text in zip(sent_ids, completed, strict=True)]
+    return [Record(i, text) for i, text in zip(dataset.sent_ids, completed, strict=True)]
+
+
+def prompt_dataset(model: SonnetGPT, prompts: list[Record], where) -> TokenDataset:
+    """The first three lines of each prompt; one that leaves no position to go on is an error."""
+    texts = ["\n".join(p.text.splitlines()[:PROMPT_LINES]) + "\n" for p in prompts]
+    sent_ids = [prompt.sent_id for prompt in prompts]
+    limit = model.gpt.config.max_position_embeddings - 1
+    return TokenDataset(tokenise(model.tokenizer, texts, sent_ids, limit, where=where), sent_ids)
 
 
 def build_model(args, pretrained: bool = True) -> SonnetGPT:
@@ -143,7 +148,8 @@ def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
     splits = split_sonnets(args, print if worker.is_main else lambda message: None)
     for split, sonnets in splits.items():
         sent_ids = [sonnet.sent_id for sonnet in sonnets]
-        bare = tokenise(tokenizer, [sonnet.text for sonnet in sonnets], sent_ids, limit - 1)
+        texts = [sonnet.text for sonnet in sonnets]
+        bare = tokenise(tokenizer, texts, sent_ids, limit - 1, where=args.sonnet_path)
         token_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
         dataset = TokenDataset(token_ids, sent_ids, [next_token_labels(ids) for ids in token_ids])
         sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
@@ -178,19 +184,30 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
     )
 
 
-def test(args, model, worker: Worker) -> None:
-    """Complete the dev and the held-out prompts; score dev where its full sonnets are there."""
-    outputs = {
-        args.dev_sonnet_path: args.dev_sonnet_out,
-        args.held_out_sonnet_path: args.sonnet_out,
+def read_prompts(args, model: SonnetGPT) -> dict[str, list[Record]]:
+    """The prompts of each output path; what is wrong with them is said before training."""
+    paths = {
+        args.dev_sonnet_out: args.dev_sonnet_path,
+        args.sonnet_out: args.held_out_sonnet_path,
     }
-    for prompts_path, path in outputs.items():
-        sonnets = complete(model, read_sonnets(prompts_path)[: args.limit], args)
+    prompts = {output: read_sonnets(path) for output, path in paths.items()}
+    for output, path in paths.items():
+        prompt_dataset(model, prompts[output], where=path)
+    if Path(args.dev_gold_path).exists():
+        gold = read_sonnets(args.dev_gold_path)
+        paired(prompts[args.dev_sonnet_out], gold, args.dev_sonnet_path, args.dev_gold_path)
+    return {output: records[: args.limit] for output, records in prompts.items()}
+
+
+def test(args, model, prompts: dict[str, list[Record]], worker: Worker) -> None:
+    """Complete the dev and the held-out prompts; score dev where its full sonnets are there."""
+    for path, records in prompts.items():
+        sonnets = complete(model, records, args)
         if not worker.is_main:
             continue
         write_sonnets(path, sonnets)
         print(f"{len(sonnets)} sonnets are in {path}")
-        if prompts_path == args.dev_sonnet_path and Path(args.dev_gold_path).exists():
+        if path == args.dev_sonnet_out and Path(args.dev_gold_path).exists():
             gold = read_sonnets(args.dev_gold_path)[: len(sonnets)]
             null = null_baseline(gold, read_sonnets(args.sonnet_path))
             rows = {
@@ -211,6 +228,7 @@ def run(args, worker: Worker) -> None:
         model = build_model(args)
         args.gpt_config = asdict(model.gpt.config)
     model.to(worker.device)
+    prompts = read_prompts(args, model)
     if not args.checkpoint:
         limit = model.gpt.config.max_position_embeddings
         loaders = build_loaders(args, model.tokenizer, limit, worker)
@@ -220,7 +238,7 @@ def run(args, worker: Worker) -> None:
         if worker.is_main:
             print(f"sonnet: lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
-    test(args, model, worker)
+    test(args, model, prompts, worker)
 
 
 def get_args(argv=None):
@@ -235,7 +253,9 @@ def get_args(argv=None):
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--temperature", type=float, default=1.2, help="0: greedy")
-    parser.add_argument("--top_p", type=float, default=0.9, help="nucleus sampling's share")
+    parser.add_argument(
+        "--top_p", type=float, default=0.9, help="nucleus sampling's share; 0: greedy"
+    )
     parser.add_argument("--top_k", type=int, default=0, help="0: no cut")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument(
@@ -250,6 +270,8 @@ def get_args(argv=None):
     check_fit_flags(args)
     check_range(args, "temperature", 0)
     check_range(args, "top_p", 0, 1)
+    for name in ("top_k", "patience"):
+        check_range(args, name, 0)
     check_range(args, "max_new_tokens", 1)
     return args
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import random
 import socket
@@ -150,8 +151,17 @@ def load_tokenizer(model_size: str = "gpt2"):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: the tokenizer cannot be read: {error}") from error
+        vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(
+            f"{folder}: the tokenizer cannot be read ({reason}): copy its files again"
+        ) from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's config.json "
+            f"{vocab_size}: copy the files of one and the same model"
+        )
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
@@ -216,6 +226,8 @@ def remove_leftovers(folder) -> None:
 def check_writable(path) -> None:
     """Fail now, not after hours of training, if `path` cannot be written."""
     folder = Path(path).parent
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder, expected the path of a file: choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

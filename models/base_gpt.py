@@ -129,8 +129,11 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     if (folder / WEIGHTS).exists():
         return _read_tensors(folder / WEIGHTS)
     if (folder / SHARDS).exists():
-        index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-        shards = sorted(set(index["weight_map"].values()))
+        try:
+            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
+            shards = sorted(set(index["weight_map"].values()))
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{folder / SHARDS}: no index of weights: copy it again") from error
         return {k: v for shard in shards for k, v in _read_tensors(folder / shard).items()}
     if (folder / PICKLED).exists():
         return _read_tensors(folder / PICKLED)
