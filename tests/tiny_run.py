@@ -1,0 +1,88 @@
+"""A run of `fit` small enough to be checked by hand: a linear layer on mean embeddings."""
+
+from pathlib import Path
+
+import torch
+from course_files import WORKER
+from torch import nn
+from torch.nn import functional as F
+
+from batches import TokenDataset, make_loader
+from checkpoint import RunFolder
+from training import FitOptions, fit
+
+TOKENS, LABELS = 20, 3
+
+
+class Averager(nn.Module):
+    """Logits (b, 3) of the mean embedding of the real tokens; `gpt` is its backbone."""
+
+    def __init__(self, dropout: float = 0.0, seed: int = 0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.gpt = nn.Embedding(TOKENS, 8)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(8, LABELS)
+
+    def forward(self, token_ids, attention_mask):
+        real = attention_mask[:, :, None]
+        mean = (self.gpt(token_ids) * real).sum(dim=1) / real.sum(dim=1)
+        return self.head(self.dropout(mean))
+
+
+def summed_loss(logits, batch):
+    return F.cross_entropy(logits, batch["labels"], reduction="sum")
+
+
+def examples(rows: int, seed: int = 0) -> TokenDataset:
+    """Texts of 1 to 6 tokens; the first one tells the label."""
+    random = torch.Generator().manual_seed(seed)
+    texts = [torch.randint(TOKENS, (1 + i % 6,), generator=random).tolist() for i in range(rows)]
+    return TokenDataset(texts, [f"row{i}" for i in range(rows)], [ids[0] % LABELS for ids in texts])
+
+
+def run(
+    model,
+    root,
+    *,
+    rows=12,
+    batch_size=4,
+    loss_fn=summed_loss,
+    evaluate=None,
+    extensions=(),
+    log=lambda message: None,
+    **options,
+):
+    """`fit` with these options on CPU; by default every epoch is better than the one before."""
+    options = FitOptions(**{"epochs": 1, "lr": 0.1, "metric": "dev"} | options)
+    count = iter(range(1000))
+    settings = {"epochs": options.epochs, "seed": 0}
+    return fit(
+        model,
+        make_loader(examples(rows), batch_size, shuffle=True),
+        loss_fn=loss_fn,
+        evaluate=evaluate or (lambda model: {"dev": float(next(count))}),
+        options=options,
+        folder=folder(root, settings),
+        worker=WORKER,
+        extensions=extensions,
+        log=log,
+    )
+
+
+def folder(root, settings=None) -> RunFolder:
+    return RunFolder(root, "tiny", "run", settings or {})
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_bits(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def run_path(root, pattern: str = "*") -> Path:
+    """The one run in a folder of runs."""
+    [path] = Path(root).glob(pattern)
+    return path
