@@ -114,7 +114,9 @@ def build_model(config, pretrained: bool = True) -> GPT2SentimentClassifier:
 def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dict:
     """The loaders train, dev and test of a data set; only train is shuffled."""
     loaders = {}
-    batch_size = CFIMDB_BATCH_SIZE if name == "cfimdb" else args.batch_size
+    batch_size = args.batch_size
+    if name == "cfimdb":
+        batch_size = -(-CFIMDB_BATCH_SIZE // worker.count)
     for split in ("train", "dev", "test"):
         path = (
             Path(args.data_dir) / f"ids-{name}-{split}{'-student' if split == 'test' else ''}.csv"
