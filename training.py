@@ -288,10 +288,10 @@ class _Fit:
         progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
         stop = 0 < options.patience <= progress.stale
         progress.finished = stop or progress.epoch >= options.epochs
-        self.save()
         self.folder.write_metrics(progress.history)
         if progress.finished:
             self.folder.draw_curves(progress.history, options.metric)
+        self.save()
 
     def save(self) -> None:
         """Everything that `restore` needs; of a finished run, only how it went."""
