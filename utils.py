@@ -217,21 +217,24 @@ def _sync(path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder) -> None:
-    """Delete the temporary files that a killed run left in a folder."""
-    for leftover in Path(folder).glob(".*.tmp"):
+def remove_leftovers(folder, name: str = "*") -> None:
+    """Delete the temporary files that a killed run left in a folder, those of one file or all."""
+    for leftover in Path(folder).glob(f".{name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def check_writable(path) -> None:
-    """Fail now, not after hours of training, if `path` cannot be written."""
+    """Fail now, not after hours of training, if `path` cannot be written.
+
+    What a killed run left half-written beside it goes.
+    """
     folder = Path(path).parent
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder, expected the path of a file: choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            remove_leftovers(folder, Path(path).name)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be written ({error.strerror}): choose another output path or mend "
