@@ -25,6 +25,11 @@ class GPT2Config:
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(getattr(GPT2Config, name), int) and not (
+                isinstance(value, int) and value > 0
+            ):
+                raise ValueError(f"{name} is {value!r}, expected a whole number above 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not split into {self.num_attention_heads} "

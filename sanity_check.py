@@ -40,7 +40,10 @@ def largest_differences(ours: GPT2Model, theirs, input_ids, attention_mask) -> d
         for i, pair in enumerate(zip(found, expected.hidden_states, strict=True))
     }
     pairs["logits"] = (ours.hidden_state_to_token(found[-1]), expected.logits)
-    return {name: float((a - b)[real].abs().max()) for name, (a, b) in pairs.items()}
+    return {
+        name: float((a - b)[real].abs().nan_to_num(torch.inf).max())
+        for name, (a, b) in pairs.items()
+    }
 
 
 def example_batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:

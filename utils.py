@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import glob
 import json
 import os
 import random
@@ -152,7 +153,7 @@ def load_tokenizer(model_size: str = "gpt2"):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}): copy its files again"
@@ -217,9 +218,9 @@ def _sync(path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(folder, name: str = "*") -> None:
+def remove_leftovers(folder, name: str | None = None) -> None:
     """Delete the temporary files that a killed run left in a folder, those of one file or all."""
-    for leftover in Path(folder).glob(f".{name}.*.tmp"):
+    for leftover in Path(folder).glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

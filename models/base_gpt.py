@@ -6,6 +6,7 @@ HuggingFace keeps query, key and value in one matrix `c_attn`, and all linears o
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -34,6 +35,7 @@ FIXED = {
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+    "tie_word_embeddings": True,
 }
 EMBEDDINGS = {"wte": "word_embedding", "wpe": "pos_embedding"}
 LINEARS = {"attn.c_proj": "attention_dense", "mlp.c_fc": "interm_dense", "mlp.c_proj": "out_dense"}
@@ -106,6 +108,8 @@ def read_config(path) -> GPT2Config:
         raise InputError(f"{path}: not found: this folder is no HuggingFace checkpoint") from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}): copy the checkpoint again") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: no settings by name in it: copy the checkpoint again")
     if settings.get("model_type", "gpt2") != "gpt2":
         raise InputError(f"{path}: model_type {settings['model_type']!r}, expected 'gpt2'")
     fixed = FIXED | {"embd_pdrop": settings.get("resid_pdrop", 0.1)}
@@ -132,7 +136,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         try:
             index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
             shards = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / SHARDS}: no index of weights: copy it again") from error
         return {k: v for shard in shards for k, v in _read_tensors(folder / shard).items()}
     if (folder / PICKLED).exists():
@@ -143,16 +147,17 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".bin":
-            return torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(tensors, dict):
+                raise ValueError(f"it holds a {type(tensors).__name__}, no tensors by name")
+            return tensors
         return load_file(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: not found: copy the checkpoint again") from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = _first_line(error)
-    except Exception as error:  # pickle.UnpicklingError has no narrower common base
-        if type(error).__name__ != "UnpicklingError":
-            raise
-        reason = f"it is a pickle that wants to run code, refused: {_first_line(error)}"
+    except UnpicklingError as error:
+        reason = f"a pickle of more than weights is refused: {_first_line(error)}"
     raise InputError(f"{path}: cannot be read ({reason}): copy the checkpoint again")
 
 

@@ -7,6 +7,7 @@ when its position is not later. So each row gets what it would get alone.
 
 import torch
 
+from models.gpt2 import is_right_padded
 from utils import InputError
 
 ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
@@ -47,7 +48,7 @@ class CachedDecoder:
         The first call reads right-padded prompts from position 0, later calls one token a row.
         """
         first = self.length == 0
-        self.length += token_ids.shape[1]
+        self.length = min(self.length + token_ids.shape[1], self.caches[0].capacity)
         hidden_states = self.model.embed(token_ids, positions)
         mask = None if first else self._hide_later_keys(positions, hidden_states.dtype)
         for layer, cache in zip(self.model.gpt_layers, self.caches, strict=True):
@@ -87,6 +88,8 @@ def generate(
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
     lengths = attention_mask.sum(dim=1)  # (b,)
+    if not is_right_padded(attention_mask) or not bool(lengths.all()):
+        raise ValueError("prompts must be padded on the right and hold a token or more each")
     limit = model.config.max_position_embeddings
     longest = int(lengths.max())
     if longest >= limit:
@@ -94,27 +97,29 @@ def generate(
     capacity = min(longest + max_new_tokens, limit)
 
     tokens = input_ids.new_zeros(len(input_ids), capacity)
-    tokens[:, : input_ids.shape[1]] = input_ids * attention_mask
+    tokens[:, :longest] = (input_ids * attention_mask)[:, :longest]
     rows = torch.arange(len(tokens), device=tokens.device)
-    done = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
     step = _cached_step if use_cache else _uncached_step
     decoder = CachedDecoder(model, capacity)
     was_training = model.training
     model.eval()
-    while not bool(done.all()):
-        logits = model.hidden_state_to_token(step(decoder, tokens, lengths))  # (b, v)
-        chosen = choose(logits, temperature, top_k=top_k, top_p=top_p, generator=generator)
-        place = lengths.clamp(max=capacity - 1)
-        tokens[rows, place] = torch.where(done, tokens[rows, place], chosen)
-        lengths = lengths + (~done).long()
-        done |= lengths - attention_mask.sum(dim=1) >= max_new_tokens
-        done |= lengths >= capacity
-        if end_token is not None:
-            done |= chosen == end_token
-        if stop is not None:
-            stopped = [bool(d) or stop(tokens[i, : lengths[i]]) for i, d in enumerate(done)]
-            done = torch.tensor(stopped, device=tokens.device)
-    model.train(was_training)
+    try:
+        while not bool(done.all()):
+            logits = model.hidden_state_to_token(step(decoder, tokens, lengths))  # (b, v)
+            chosen = choose(logits, temperature, top_k=top_k, top_p=top_p, generator=generator)
+            place = lengths.clamp(max=capacity - 1)
+            tokens[rows, place] = torch.where(done, tokens[rows, place], chosen)
+            lengths = lengths + (~done).long()
+            done |= lengths - attention_mask.sum(dim=1) >= max_new_tokens
+            done |= lengths >= capacity
+            if end_token is not None:
+                done |= chosen == end_token
+            if stop is not None:
+                stopped = [bool(d) or stop(tokens[i, : lengths[i]]) for i, d in enumerate(done)]
+                done = torch.tensor(stopped, device=tokens.device)
+    finally:
+        model.train(was_training)
     return [tokens[i, : lengths[i]] for i in range(len(tokens))]
 
 
