@@ -14,6 +14,7 @@ from modules.gpt2_layer import GPT2Layer
 from utils import InputError, extended_attention_mask
 
 IGNORED_LABEL = -100
+FEW_ROWS = range(5, 17)  # here a CPU multiplies with a tall matrix faster from the left
 
 
 class GPT2Model(GPTPreTrainedModel):
@@ -66,7 +67,10 @@ class GPT2Model(GPTPreTrainedModel):
 
     def hidden_state_to_token(self, hidden_state):
         """Logits over the vocabulary by the tied embedding: (..., d) -> (..., v)."""
-        return F.linear(hidden_state, self.word_embedding.weight)
+        weight = self.word_embedding.weight
+        if hidden_state.dim() == 2 and len(hidden_state) in FEW_ROWS:
+            return (weight @ hidden_state.T).T.contiguous()
+        return F.linear(hidden_state, weight)
 
     @classmethod
     def from_pretrained(cls, model: str = "gpt2", d: int = 768, l: int = 12, num_heads: int = 12):  # noqa: E741

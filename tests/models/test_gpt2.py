@@ -321,3 +321,12 @@ def test_the_backbone_is_built_by_its_shape_alone_when_nothing_is_to_be_loaded()
         pretrained, gpt_config, model_size = False, dataclasses.asdict(TINY), "no/such-model"
 
     assert backbone(Settings).config == TINY
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 16, 17])
+def test_logits_are_the_same_from_either_side_of_the_product(rows):
+    model = GPT2Model(GPT2Config(vocab_size=300, hidden_size=32, num_attention_heads=4))
+    states = torch.randn(rows, 32)
+    logits = model.hidden_state_to_token(states)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(logits, states @ model.word_embedding.weight.T)
