@@ -1,0 +1,101 @@
+"""On a CUDA GPU: the same model, the three tasks, bf16, and memory that runs out."""
+
+import pytest
+import torch
+from course_files import call_main, predicted, work_in, write_course, write_model
+from tiny_run import run_path
+
+from checkpoint import RunFolder, load_tree
+from models.gpt2 import GPT2Model
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    work_in(monkeypatch, tmp_path)
+    write_course("data")
+    write_model("model")
+    return tmp_path
+
+
+def run(monkeypatch, task: str, *extra) -> dict:
+    """The weights of the best epoch of a short run on the GPU."""
+    words = ["--data_dir", "data", "--model_size", "model", "--epochs", "2", "--use_gpu"]
+    words += {"classifier": ["--dataset", "sst", "--fine-tune-mode", "full-model"]}.get(task, [])
+    words += ["--max_new_tokens", "4"] if task == "sonnet_generation" else []
+    call_main(monkeypatch, task, *words, *extra)
+    folder = extra[extra.index("--runs_dir") + 1] if "--runs_dir" in extra else "runs"
+    return load_tree(run_path(folder, "*/best.safetensors"))["model"]
+
+
+def test_hidden_states_are_the_cpu_s(place):
+    model = GPT2Model.from_pretrained("model").eval()
+    tokens = torch.randint(300, (3, 20))
+    mask = torch.tensor([[1] * 20, [1] * 12 + [0] * 8, [0] * 5 + [1] * 15])
+    for rows in ([0, 1], [0, 1, 2]):  # with the fast path, and with a mask
+        with torch.no_grad():
+            expected = model.cpu()(tokens[rows], mask[rows])["last_hidden_state"]
+            found = model.cuda()(tokens[rows].cuda(), mask[rows].cuda())["last_hidden_state"]
+        real = mask[rows].bool()
+        torch.testing.assert_close(found.cpu()[real], expected[real], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("extra", [[], ["--bf16"]])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_runs_on_the_gpu_and_its_checkpoint_on_the_cpu(task, extra, place, monkeypatch):
+    weights = run(monkeypatch, task, *extra)
+    assert all(tensor.device.type == "cpu" for tensor in weights.values())
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    outputs = {path.name: path.read_bytes() for path in (place / "predictions").iterdir()}
+    best = run_path("runs", "*/best.safetensors")
+    words = ["--data_dir", "data", "--checkpoint", best]
+    words += ["--dataset", "sst"] if task == "classifier" else []
+    call_main(monkeypatch, task, *words)
+    if task != "sonnet_generation":  # its draws come from the device's own generator
+        for name in outputs:
+            found = predicted(place / "predictions" / name)
+            assert found.keys() == {
+                line.split(", ")[0] for line in outputs[name].decode().splitlines()[1:]
+            }
+
+
+def test_bfloat16_follows_float32(place, monkeypatch):
+    full = run(monkeypatch, "classifier", "--runs_dir", "full", "--hidden_dropout_prob", "0")
+    half = run(
+        monkeypatch, "classifier", "--runs_dir", "half", "--hidden_dropout_prob", "0", "--bf16"
+    )
+    for name in full:
+        torch.testing.assert_close(half[name], full[name], atol=1e-3, rtol=0.05)
+
+
+def test_a_run_on_the_gpu_resumes(place, monkeypatch, capsys):
+    def stop(self, tree, save=RunFolder.save_last):
+        save(self, tree)
+        if tree["progress"]["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("checkpoint.RunFolder.save_last", stop)
+        run(patch, "classifier")
+    run(monkeypatch, "classifier", "--resume")
+    assert "resumed at epoch 1, step 0" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_is_answered_by_smaller_pieces(place, monkeypatch, capsys):
+    write_model("model", hidden_size=512, num_hidden_layers=8)
+    flags = ["--batch_size", "40", "--hidden_dropout_prob", "0"]
+    run(monkeypatch, "classifier", *flags, "--runs_dir", "whole")
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.9 * peak / total)
+    try:
+        run(monkeypatch, "classifier", *flags, "--runs_dir", "pieces")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "same batch size" in capsys.readouterr().out

@@ -1,0 +1,77 @@
+"""What the README says is true: its commands parse, its files exist, its figures are the file's."""
+
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import core
+from utils import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for line in "\n".join(BLOCKS).splitlines()
+    if re.match(r"(python|make|source) ", line)
+]
+TASKS = ("classifier", "paraphrase_detection", "sonnet_generation")
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 9
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_a_command_names_a_program_that_is_there_and_flags_that_it_has(command):
+    program, *words = shlex.split(command)
+    if program == "make":
+        targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[0]}:", targets, flags=re.MULTILINE)
+        return
+    assert (ROOT / words[0]).is_file()
+    name = words[0].removesuffix(".py")
+    if name in TASKS:
+        importlib.import_module(name).get_args([w for w in words[1:] if w != "FOLDER"])
+
+
+def test_the_flags_in_the_table_are_flags():
+    rows = re.findall(r"^\| `(--.*?)` \|", README, flags=re.MULTILINE)
+    rows += re.findall(r"`, `(--\w+ \w+)`", README)
+    flags = {word for row in rows for word in re.findall(r"--[\w-]+", row)}
+    assert len(flags) > 8
+    words = [sys.executable, str(ROOT / "classifier.py"), "--help"]
+    text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert [flag for flag in flags if flag not in text] == []
+
+
+def test_the_files_of_the_tree_are_there():
+    [tree] = [block for block in BLOCKS if "config.py      GPT2Config" in block]
+    named = re.findall(r"(?<![\w/.<>-])[a-z_0-9]+(?:\.py|\.npy|/)(?![\w])", tree)
+    folders = ("", "modules", "models", "data")
+    assert len(named) > 25
+    missing = [n for n in named if not any((ROOT / f / n).exists() for f in folders)]
+    assert missing == []
+
+
+def test_every_module_has_its_place_in_the_tree():
+    [tree] = [block for block in BLOCKS if "config.py      GPT2Config" in block]
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("mod*/*.py")]:
+        if path.name != "__init__.py":
+            assert path.name in tree, path
+
+
+def test_the_results_are_those_of_the_file():
+    results = json.loads((ROOT / "benchmarks" / "results" / "core.json").read_text("utf-8"))
+    assert core.table(results) in README
+    for fact in ("checkpoint", "hardware"):
+        assert results[fact] in README
+    for job in results["jobs"]:
+        times = job["seconds"]
+        if "starter" in times:
+            ratio = times["starter"]["median"] / times["ours"]["median"]
+            assert job["ratio"] == pytest.approx(ratio)
