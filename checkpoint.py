@@ -16,7 +16,15 @@ from safetensors.torch import save_file
 
 from utils import ROOT, InputError, atomic_path, atomic_write, check_writable, remove_leftovers
 
-UNNAMED = {"use_gpu", "resume", "runs_dir", "save_minutes", "checkpoint"}  # and every *_out
+UNNAMED = {
+    "use_gpu",
+    "resume",
+    "runs_dir",
+    "save_minutes",
+    "checkpoint",
+    "out",
+    "dtype",
+}  # and *_out
 
 
 class RunFolder:

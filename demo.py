@@ -14,38 +14,20 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from classifier import NUM_LABELS
 from config import GPT2Config
+from corpus import train_tokenizer
 from dataset import read_sentiment
 from models.gpt2 import GPT2Model
 from utils import ROOT, command
 
-END_OF_TEXT = "<|endoftext|>"
 SHAPE = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def make_tokenizer(texts: list[str], vocab_size: int):
-    """GPT-2's kind of tokenizer, a byte-level BPE, learnt from texts; "yes" and "no" are tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator([*texts, *["yes", "no"] * 50], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT)
 
 
 def make_gpt2(folder, texts: list[str], vocab_size: int, seed: int = 0, **shape) -> None:
     """Write a GPT-2 with random weights and its own tokenizer, in HuggingFace's format."""
-    tokenizer = make_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(texts, vocab_size)
     shape = {"intermediate_size": 4 * shape["hidden_size"], **shape}
     torch.manual_seed(seed)
     GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)

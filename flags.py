@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
+from parallel import has_bf16_units
 from training import Extension, FitOptions
 from utils import ROOT, InputError
 
@@ -29,7 +30,11 @@ def add_fit_arguments(parser) -> None:
     group.add_argument("--schedule", choices=("constant", "linear", "cosine"), default="constant")
     group.add_argument("--clip", type=float, default=0.0, help="largest gradient norm; 0: none")
     group.add_argument("--accumulate", type=int, default=1, help="batches to one optimizer step")
-    group.add_argument("--bf16", action="store_true", help="bfloat16 autocast, with --use_gpu")
+    group.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 autocast, on GPUs and on CPUs with units for it",
+    )
     group.add_argument(
         "--extension",
         action="append",
@@ -79,7 +84,7 @@ def check_fit_flags(args) -> None:
         check_range(args, name, 0)
     check_range(args, "warmup", 0, 1)
     check_range(args, "seed", 0, 2**32 - 1)
-    if args.bf16 and not args.use_gpu:
+    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
 
 

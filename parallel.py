@@ -5,8 +5,10 @@ by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only wor
 """
 
 import os
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -43,6 +45,36 @@ def start_worker(use_gpu: bool) -> Worker:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if use_gpu else "gloo")
     return Worker(device, rank=dist.get_rank(), count=count)
+
+
+def wait_for_main(worker: Worker) -> None:
+    """Return when every worker has come here: what worker 0 did before is done."""
+    if worker.count > 1:
+        dist.barrier()
+
+
+def hardware(device: torch.device) -> str:
+    """A worker's machine in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({_cpu_name()}), {torch.get_num_threads()} threads"
+
+
+def has_bf16_units(device_type: str) -> bool:
+    """Whether bfloat16 pays there: on GPUs, and on CPUs that multiply matrices in it."""
+    if device_type != "cpu":
+        return True
+    units = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
+    return any(units.get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = []
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def stop_worker() -> None:

@@ -62,7 +62,8 @@ def main():
 
     from transformers import GPT2LMHeadModel
 
-    theirs = GPT2LMHeadModel.from_pretrained(checkpoint_folder(model_size)).eval()
+    theirs = GPT2LMHeadModel.from_pretrained(checkpoint_folder(model_size), dtype=torch.float32)
+    theirs.eval()
     input_ids, mask = example_batch(ours.config.vocab_size)
     worst = 0.0
     for side, attention_mask in {"right": mask, "left": mask.flip(1)}.items():

@@ -1,7 +1,6 @@
 """How things are timed here: peers alternate in one process, medians of several, hardware named."""
 
 import json
-import os
 import platform
 import statistics
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import current_commit
+from parallel import hardware
 from utils import atomic_write
 
 
@@ -44,22 +44,6 @@ def alternate(peers: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
 
 def summary(times: list[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
-
-
-def hardware(device: torch.device) -> str:
-    """The machine in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores ({_cpu_name()}), {torch.get_num_threads()} threads"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = []
-    if info.exists():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -81,20 +81,24 @@ class GPTPreTrainedModel(nn.Module):
         network.load_state_dict(state, assign=True)
         return network
 
-    def save_pretrained(self, folder) -> None:
-        """Write config.json and model.safetensors as `transformers` reads them."""
+    def save_pretrained(self, folder, end_token: int | None = None) -> None:
+        """Write config.json and model.safetensors as `transformers` reads them.
+
+        end_token: the id of the end-of-text token, by default GPT-2's if the vocabulary is.
+        """
         folder = Path(folder)
         state = to_huggingface_names(self.state_dict(), self.config)
         with atomic_path(folder / WEIGHTS) as path:
             save_file(state, path, metadata={"format": "pt"})
-        end_of_text = 50256 if self.config.vocab_size == 50257 else None
+        if end_token is None and self.config.vocab_size == 50257:
+            end_token = 50256
         settings = {theirs: getattr(self.config, ours) for ours, theirs in CONFIG_NAMES.items()}
         settings |= FIXED | {
             "embd_pdrop": self.config.hidden_dropout_prob,
             "model_type": "gpt2",
             "architectures": ["GPT2LMHeadModel"],
-            "bos_token_id": end_of_text,
-            "eos_token_id": end_of_text,
+            "bos_token_id": end_token,
+            "eos_token_id": end_token,
         }
         with atomic_write(folder / "config.json") as file:
             json.dump(settings, file, indent=2)

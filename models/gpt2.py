@@ -43,10 +43,10 @@ class GPT2Model(GPTPreTrainedModel):
     def encode(self, hidden_states, attention_mask):
         """Run the layers: (b, t, d) -> (b, t, d). attention_mask: (b, t), 1 real, 0 padding.
 
-        Padding on the right needs no mask: no real position ever looks that way.
+        None: no padding. Padding on the right needs no mask: no real position looks that way.
         """
         mask = None
-        if not is_right_padded(attention_mask):
+        if attention_mask is not None and not is_right_padded(attention_mask):
             mask = extended_attention_mask(attention_mask, hidden_states.dtype)
         for layer in self.gpt_layers:
             hidden_states = layer(hidden_states, mask)
@@ -57,12 +57,13 @@ class GPT2Model(GPTPreTrainedModel):
 
         At padding the hidden states are finite and mean nothing.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
         hidden_states = self.encode(self.embed(input_ids), attention_mask)
         hidden_states = self.final_layer_norm(hidden_states)
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        last_token = hidden_states[rows, last_positions(attention_mask)]
+        if attention_mask is None:
+            last_token = hidden_states[:, -1]
+        else:
+            rows = torch.arange(len(input_ids), device=input_ids.device)
+            last_token = hidden_states[rows, last_positions(attention_mask)]
         return {"last_hidden_state": hidden_states, "last_token": last_token}
 
     def hidden_state_to_token(self, hidden_state):

@@ -13,7 +13,7 @@ from utils import ROOT
 LEVELS = {
     0: "config utils optimizer parallel",
     1: "modules checkpoint",
-    2: "models dataset batches",
+    2: "models dataset batches corpus",
     3: "evaluation training flags",
     4: "extensions",
     5: "classifier paraphrase_detection sonnet_generation",
@@ -31,6 +31,9 @@ PEERS = {  # within a level: who may import whom
     ("batches", "models.gpt2"),
     ("flags", "training"),
     ("benchmarks.core", "benchmarks.starter"),
+    ("benchmarks.pretrain", "benchmarks.timing"),
+    ("benchmarks.pretraining_pays", "benchmarks.timing"),
+    ("benchmarks.pretrain", "pretrain"),
     ("benchmarks.core", "benchmarks.timing"),
 }
 CORE = {0, 1, 2, 3, 5}

@@ -1,0 +1,391 @@
+"""GPT-2 from scratch on plain text: next-token training with the project's own model and AdamW.
+
+    loss = −1/n Σ log p(x_i | x_<i)                         Radford et al. 2019, eq. 1, in nats
+
+python pretrain.py --text FILE… --valid FILE --size mini --steps 3000 --out DIR
+
+The result is a folder in HuggingFace's format, with its tokenizer: any task takes it by
+--model_size DIR. An epoch of the log is `--eval_every` steps. Several GPUs: torchrun.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import shutil
+import time
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from batches import batch_loader
+from checkpoint import RunFolder, current_commit, load_model, load_trainable_state
+from config import SIZES, GPT2Config
+from corpus import (
+    BlockBatches,
+    TokenBlocks,
+    collate_blocks,
+    documents,
+    train_tokenizer,
+    write_tokens,
+)
+from evaluation import cross_entropy
+from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
+from models.generation import generate
+from models.gpt2 import GPT2Model, backbone, next_token_loss
+from optimizer import AdamW
+from parallel import Worker, hardware, start_worker, stop_worker, wait_for_main
+from training import Extension, apply_extensions, fit
+from utils import (
+    InputError,
+    atomic_write,
+    check_writable,
+    command,
+    load_tokenizer,
+    seed_everything,
+)
+
+TASK = "pretrain"
+SHAPES = {
+    "mini": GPT2Config(
+        hidden_size=256, num_hidden_layers=8, num_attention_heads=4, intermediate_size=1024
+    ),
+    **SIZES,
+}
+BETAS = (0.9, 0.95)
+# Dense bf16 FLOP/s of a GPU, from NVIDIA's data sheets.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+class LanguageModel(nn.Module):
+    """GPT-2 with its tied output layer: token ids (b, t) -> logits (b, t, v)."""
+
+    def __init__(self, settings):
+        super().__init__()
+        self.gpt = backbone(settings)
+
+    def forward(self, input_ids, attention_mask=None):
+        hidden_states = self.gpt(input_ids, attention_mask)["last_hidden_state"]
+        return self.gpt.hidden_state_to_token(hidden_states)
+
+
+class DecayMatrices(Extension):
+    """AdamW that leaves biases and normalisations without weight decay: Brown et al., app. B."""
+
+    def make_optimizer(self, model, lr, weight_decay):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        return AdamW(groups, lr=lr, betas=BETAS)
+
+
+class Meter:
+    """Counts the tokens that training reads, and the seconds that this takes."""
+
+    def __init__(self, worker: Worker):
+        self.worker = worker
+        self.tokens, self.started = 0, None
+
+    def forward(self, model, batch: dict):
+        """The forward pass of training."""
+        if self.started is None:
+            self.started = time.monotonic()
+        self.tokens += batch["token_ids"].numel() * self.worker.count
+        return model(batch["token_ids"])
+
+    def tokens_per_second(self) -> float:
+        """Since the last call."""
+        elapsed = time.monotonic() - (self.started or 0.0)
+        rate, self.tokens, self.started = self.tokens / elapsed, 0, None
+        return rate
+
+
+def flops_per_token(config: GPT2Config, parameters: int, t: int) -> int:
+    """Of training: 6 N + 12 l d t, Chowdhery et al. 2022 ("PaLM"), appendix B."""
+    return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * t
+
+
+def utilisation(model: LanguageModel, tokens_per_second: float, t: int, worker: Worker) -> dict:
+    """The share of the GPUs' peak that training used (MFU); {} where the peak is not known."""
+    name = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else ""
+    peaks = [peak for key, peak in PEAKS.items() if key in name]
+    if not peaks:
+        return {}
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = flops_per_token(model.gpt.config, parameters, t) * tokens_per_second
+    return {"mfu": flops / (peaks[0] * worker.count)}
+
+
+def build_model(args, pretrained: bool = True) -> LanguageModel:
+    """The one constructor, for training and for loading; --init names weights to begin with."""
+    model = LanguageModel(SimpleNamespace(gpt_config=args.gpt_config, pretrained=False))
+    if pretrained and args.init:
+        start = GPT2Model.from_pretrained(args.init)
+        load_trainable_state(model.gpt, start.state_dict(), args.init)
+    apply_extensions(model, load_extensions(args.extension))
+    return model
+
+
+def loss_fn(logits, batch: dict):
+    """Next-token cross-entropy summed over the batch, in nats."""
+    return next_token_loss(logits, batch["labels"], reduction="sum")
+
+
+def prepare_data(args, worker: Worker) -> Path:
+    """The folder with the tokenizer and the token files, made on the first use; returns it.
+
+    Its name carries a hash of what goes into it, so that another text gets another folder.
+    """
+    files = [Path(name) for name in [*args.text, *args.valid]]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file: give text files by --text and --valid")
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = repr((facts, len(args.text), args.tokenizer, args.vocab_size, args.limit))
+    folder = Path(args.runs_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    if worker.is_main and not (folder / "valid.json").exists():
+        write_data(args, folder)
+    wait_for_main(worker)
+    return folder
+
+
+def write_data(args, folder: Path) -> None:
+    """Learn or copy the tokenizer, then write the tokens of train and valid."""
+    count = sum(1 for _ in islice(documents(args.text), args.limit))
+    kept_out = 0 if args.valid else max(count // 100, 1)
+    if count - kept_out < 1:
+        raise InputError(f"{args.text[0]}: {count} documents: too few to train on and validate by")
+
+    def texts() -> dict:
+        valid = documents(args.valid or args.text)
+        return {
+            "train": islice(documents(args.text), count - kept_out),
+            "valid": islice(valid, count - kept_out if kept_out else 0, args.limit),
+        }
+
+    if kept_out:
+        print(f"no --valid: the last {kept_out} of the documents are kept out for validation")
+    if args.tokenizer:
+        tokenizer = load_tokenizer(args.tokenizer)
+    else:
+        print(f"learning a tokenizer of {args.vocab_size} tokens from {count - kept_out} documents")
+        tokenizer = train_tokenizer(texts()["train"], args.vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
+        json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer)}, file)
+    for name, chosen in texts().items():
+        write_tokens(folder / f"{name}.bin", tokenizer, chosen)
+
+
+def build_loaders(args, data: Path, worker: Worker) -> dict:
+    """Batches of full blocks: train, valid (the whole file), and dev, a part of it."""
+    train = TokenBlocks(data / "train.bin", args.block)
+    batches = BlockBatches(
+        len(train),
+        args.batch_size,
+        args.eval_every * args.accumulate,
+        seed=args.seed,
+        rank=worker.rank,
+        workers=worker.count,
+    )
+    loaders = {"train": batch_loader(train, batches, collate=collate_blocks)}
+    for name, most in {"dev": args.eval_blocks, "valid": None}.items():
+        blocks = TokenBlocks(data / "valid.bin", args.block, most)
+        rows = list(range(len(blocks)))
+        cuts = [rows[i : i + args.batch_size] for i in range(0, len(rows), args.batch_size)]
+        loaders[name] = batch_loader(blocks, cuts, collate=collate_blocks)
+    return loaders
+
+
+def evaluate(model, loader, device) -> dict:
+    """Validation loss in nats a token, its exponential, and bits a byte of text."""
+    loss = cross_entropy(model, loader, loss_fn, device, lambda m, batch: m(batch["token_ids"]))
+    bits = loss / math.log(2) / loader.dataset.bytes_per_token
+    return {"val_loss": loss, "val_perplexity": math.exp(loss), "bits_per_byte": bits}
+
+
+def sample(model: LanguageModel, tokenizer, device) -> str:
+    """A text that begins with nothing; the same draws every time."""
+    start = torch.tensor([[tokenizer.eos_token_id]], device=device)
+    [tokens] = generate(
+        model.gpt,
+        start,
+        max_new_tokens=min(60, model.gpt.config.max_position_embeddings - 1),
+        temperature=0.8,
+        top_p=0.95,
+        end_token=tokenizer.eos_token_id,
+        generator=torch.Generator(device).manual_seed(0),
+    )
+    return tokenizer.decode(tokens[1:], skip_special_tokens=True)
+
+
+def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Worker):
+    """Train; afterwards the model holds its best epoch. Returns how it went."""
+    meter = Meter(worker)
+
+    def evaluate_epoch(model) -> dict:
+        rate = meter.tokens_per_second()
+        figures = evaluate(model, loaders["dev"], worker.device)
+        if worker.is_main:
+            print(f"  sample: {sample(model, tokenizer, worker.device)!r}")
+        used = utilisation(model, rate, args.block, worker)
+        return {**figures, "tokens_per_second": rate, **used}
+
+    extensions = load_extensions(args.extension)
+    if all(type(e).make_optimizer is Extension.make_optimizer for e in extensions):
+        extensions.append(DecayMatrices())
+    return fit(
+        model,
+        loaders["train"],
+        loss_fn=loss_fn,
+        evaluate=evaluate_epoch,
+        options=fit_options(args, metric="val_loss", maximise=False),
+        folder=folder,
+        worker=worker,
+        extensions=extensions,
+        forward=meter.forward,
+    )
+
+
+def save(args, model: LanguageModel, tokenizer, facts: dict) -> None:
+    """Write the folder: model (with GPT-2's dropout again), tokenizer and training.json."""
+    out, gpt = Path(args.out), model.gpt.to(getattr(torch, args.dtype))
+    defaults = GPT2Config()
+    gpt.config = replace(
+        gpt.config,
+        hidden_dropout_prob=defaults.hidden_dropout_prob,
+        attention_probs_dropout_prob=defaults.attention_probs_dropout_prob,
+    )
+    gpt.save_pretrained(out, end_token=tokenizer.eos_token_id)
+    tokenizer.save_pretrained(out)
+    with atomic_write(out / "training.json") as file:
+        json.dump(facts, file, indent=2)
+        file.write("\n")
+
+
+def run(args, worker: Worker) -> None:
+    """Prepare the text, train, validate on the whole validation text, write the folder."""
+    check_writable(Path(args.out) / "config.json")
+    seed_everything(args.seed)
+    data = prepare_data(args, worker)
+    tokenizer = load_tokenizer(str(data))
+    shape = replace(
+        SHAPES[args.size],
+        vocab_size=len(tokenizer),
+        max_position_embeddings=max(args.block, SHAPES[args.size].max_position_embeddings),
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+    )
+    args.gpt_config = asdict(shape)
+    if args.checkpoint:
+        model, _ = load_model(args.checkpoint, TASK, build_model)
+    else:
+        model = build_model(args)
+    model.to(worker.device)
+    loaders = build_loaders(args, data, worker)
+    folder = RunFolder(args.runs_dir, TASK, args.size, vars(args), writes=worker.is_main)
+    if not args.checkpoint:
+        torch.manual_seed(args.seed + worker.rank)
+        if args.compile:
+            model.compile()
+        if worker.is_main:
+            announce(args, model, loaders["train"].dataset, folder, worker)
+        progress = train(args, model, loaders, tokenizer, folder, worker)
+    figures = evaluate(model, loaders["valid"], worker.device)
+    if worker.is_main:
+        print(", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures))
+        facts = {"size": args.size, "train": loaders["train"].dataset.facts, **figures}
+        if not args.checkpoint:
+            facts |= training_facts(args, model, progress, worker)
+            copy_log(folder, Path(args.out))
+        save(args, model, tokenizer, facts)
+        print(f"the model is in {args.out}: --model_size {args.out}")
+
+
+def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker) -> None:
+    parameters = sum(p.numel() for p in model.parameters())
+    tokens = args.steps * tokens_per_step(args, worker)
+    share = tokens / (len(blocks) * args.block)
+    print(
+        f"pretrain: {parameters / 1e6:.1f} million parameters, {args.steps} steps of "
+        f"{tokens_per_step(args, worker):,} tokens, {share:.2f} passes over the text, checkpoints "
+        f"in {folder.path}"
+    )
+
+
+def tokens_per_step(args, worker: Worker) -> int:
+    return args.batch_size * args.block * args.accumulate * worker.count
+
+
+def training_facts(args, model, progress, worker: Worker) -> dict:
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": (progress.best_epoch + 1) * args.eval_every,
+        "tokens": (progress.best_epoch + 1) * args.eval_every * tokens_per_step(args, worker),
+        "seconds": round(sum(record["seconds"] for record in progress.history)),
+        "hardware": hardware(worker.device),
+        "torch": torch.__version__,
+        "commit": current_commit(),
+        "flags": {key: value for key, value in vars(args).items() if key != "gpt_config"},
+    }
+
+
+def copy_log(folder: RunFolder, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("metrics.jsonl", "curves.png"):
+        shutil.copyfile(folder.path / name, out / name)
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", nargs="+", required=True, help="UTF-8 files, also .xz or .gz")
+    parser.add_argument("--valid", nargs="*", default=[], help="default: 1 %% of the documents")
+    parser.add_argument("--out", required=True, help="the folder of the trained model")
+    parser.add_argument("--size", choices=SHAPES, default="mini")
+    parser.add_argument("--init", help="a folder or size whose weights to go on from")
+    parser.add_argument("--tokenizer", help="a folder's or size's tokenizer; default: learn one")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of a learnt tokenizer")
+    parser.add_argument("--block", type=int, default=1024, help="tokens a block")
+    parser.add_argument("--batch_size", type=int, default=8, help="blocks")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--eval_every", type=int, default=250, help="steps to an epoch of the log")
+    parser.add_argument("--eval_blocks", type=int, default=64, help="of validation, each epoch")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--dropout", type=float, default=0.0, help="while pre-training")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for GPUs")
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--seed", type=int, default=11711)
+    add_fit_arguments(parser)
+    parser.set_defaults(schedule="cosine", warmup=0.02, clip=1.0, weight_decay=0.1)
+    args = parser.parse_args(argv)
+    for name in ("steps", "eval_every", "eval_blocks", "block"):
+        check_range(args, name, 1)
+    check_range(args, "vocab_size", 257)
+    check_range(args, "dropout", 0, 1)
+    if args.steps % args.eval_every:
+        raise InputError(f"--steps {args.steps}: expected a multiple of --eval_every")
+    args.epochs = args.steps // args.eval_every
+    check_fit_flags(args)
+    return args
+
+
+@command
+def main():
+    args = get_args()
+    worker = start_worker(args.use_gpu)
+    try:
+        run(args, worker)
+    finally:
+        stop_worker()
+
+
+if __name__ == "__main__":
+    main()

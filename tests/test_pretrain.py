@@ -1,0 +1,317 @@
+"""Pre-training: text in, a folder out that transformers loads with equal logits; exact resume."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from course_files import (
+    FEELINGS,
+    THINGS,
+    VERSES,
+    call_main,
+    predicted,
+    work_in,
+    write,
+    write_course,
+)
+from test_resume import at_write, in_child
+from tiny_run import run_path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import pretrain
+import utils
+from checkpoint import load_tree
+from config import GPT2Config
+from models.gpt2 import GPT2Model
+from parallel import Worker
+from training import Extension
+from utils import ROOT, InputError
+
+TINY = GPT2Config(
+    hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+)
+FLAGS = ["--block", "32", "--batch_size", "4", "--vocab_size", "400", "--lr", "3e-3"]
+SHORT = [*FLAGS, "--steps", "6", "--eval_every", "3", "--save_minutes", "0"]
+
+
+def no_curves(self, *_):
+    """Drawing takes longer than the rest of these runs."""
+    if self.writes:
+        (self.path / "curves.png").write_bytes(b"curves")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a text of a few hundred short documents."""
+    work_in(monkeypatch, tmp_path)
+    monkeypatch.setattr("checkpoint.RunFolder.draw_curves", no_curves)
+    monkeypatch.setitem(pretrain.SHAPES, "mini", TINY)
+    draw = random.Random(0)
+    texts = ["\n".join(draw.choices(VERSES, k=6)) for _ in range(200)]
+    texts += [f"the {draw.choice(THINGS)} was {draw.choice(FEELINGS)}" for _ in range(200)]
+    draw.shuffle(texts)
+    write("text.txt", "\n<|endoftext|>\n".join(texts))
+    write("valid.txt", "\n<|endoftext|>\n".join(draw.sample(texts, 30)))
+    return tmp_path
+
+
+def run(monkeypatch, *extra) -> None:
+    words = ["--text", "text.txt", "--valid", "valid.txt", "--out", "out", *extra]
+    call_main(monkeypatch, "pretrain", *words)
+
+
+def log(folder="runs") -> list[dict]:
+    path = run_path(folder, "pretrain-*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def weights(folder="runs") -> dict:
+    return load_tree(run_path(folder, "pretrain-*/best.safetensors"))["model"]
+
+
+# -- what comes out ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_transformers_loads_the_folder_with_equal_logits(place, monkeypatch, dtype):
+    run(monkeypatch, *SHORT, "--dtype", dtype)
+    ours = GPT2Model.from_pretrained("out").eval()
+    theirs = AutoModelForCausalLM.from_pretrained("out", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained("out")
+    encoded = tokenizer(VERSES[0] + " yes", return_tensors="pt")
+    with torch.no_grad():
+        found = ours.hidden_state_to_token(ours(encoded["input_ids"])["last_hidden_state"])
+        torch.testing.assert_close(found, theirs(**encoded).logits, atol=1e-4, rtol=0)
+    assert theirs.config.eos_token_id == tokenizer.eos_token_id
+    stored = AutoModelForCausalLM.from_pretrained("out", dtype="auto").dtype
+    assert stored == getattr(torch, dtype)
+    if dtype == "float32":
+        best = weights()
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(tensor, best[f"gpt.{name}"])
+
+
+def test_the_saved_model_has_gpt2_s_dropout_for_fine_tuning(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    assert GPT2Model.from_pretrained("out").config.hidden_dropout_prob == 0.1
+    assert load_tree(run_path("runs", "pretrain-*/best.safetensors"))["settings"]["dropout"] == 0
+
+
+def test_a_task_takes_the_folder(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    write_course("data")
+    flags = ["--data_dir", "data", "--model_size", "out", "--epochs", "1"]
+    call_main(monkeypatch, "classifier", *flags, "--dataset", "sst")
+    assert len(predicted("predictions/pretrain-sst-dev-out.csv")) == 20
+    call_main(monkeypatch, "paraphrase_detection", *flags)
+    assert set(predicted("predictions/para-dev-output.csv").values()) <= {"3919", "8505"}
+
+
+def test_it_learns_the_text(place, monkeypatch, capsys):
+    run(monkeypatch, *FLAGS, "--steps", "150", "--eval_every", "50", "--warmup", "0.1")
+    losses = [record["val_loss"] for record in log()]
+    assert losses[0] < math.log(400) and losses[-1] < 1.2 < losses[0]
+    said = capsys.readouterr().out
+    samples = [line for line in said.splitlines() if line.startswith("  sample: ")]
+    assert len(samples) == 3
+    known = [*VERSES, *THINGS, *FEELINGS]
+    assert any(word in samples[-1] for word in known)
+
+
+def test_the_log_says_how_well_and_how_fast(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    for record in log():
+        assert record["val_perplexity"] == pytest.approx(math.exp(record["val_loss"]))
+        rate = 3 * 4 * 32 / record["seconds"]
+        assert record["tokens_per_second"] == pytest.approx(rate, rel=0.5)
+    facts = json.loads(Path("out/training.json").read_text(encoding="utf-8"))
+    valid = json.loads(next(Path("runs").glob("tokens-*/valid.json")).read_text(encoding="utf-8"))
+    bits = facts["val_loss"] / math.log(2) * valid["tokens"] / valid["bytes"]
+    assert facts["bits_per_byte"] == pytest.approx(bits)
+    assert facts["steps"] in (3, 6) and facts["tokens"] == facts["steps"] * 4 * 32
+    for name in ("metrics.jsonl", "curves.png"):
+        run_file = run_path("runs", f"pretrain-*/{name}")
+        assert Path("out", name).read_bytes() == run_file.read_bytes()
+
+
+# -- what is trained ---------------------------------------------------------------------------
+
+
+def test_the_loss_is_transformers_loss(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    model = AutoModelForCausalLM.from_pretrained("out").eval()
+    blocks = pretrain.TokenBlocks(next(Path("runs").glob("tokens-*/valid.bin")), 32)
+    with torch.no_grad():
+        losses = []
+        for i in range(len(blocks)):
+            logits = model(blocks[i]["token_ids"][None]).logits[0]
+            losses.append(torch.nn.functional.cross_entropy(logits, blocks[i]["labels"]))
+    facts = json.loads(Path("out/training.json").read_text(encoding="utf-8"))
+    assert facts["val_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
+
+
+def test_only_matrices_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    optimizer = pretrain.DecayMatrices().make_optimizer(model, lr=0.1, weight_decay=0.5)
+    for p in model.parameters():
+        p.data.fill_(1.0)
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert [float(p.data.mean()) for p in model.parameters()] == pytest.approx([0.95, 1, 1, 1])
+    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
+
+
+def test_an_extension_s_optimizer_takes_the_place_of_adamw(place, monkeypatch):
+    class Descent(Extension):
+        def make_optimizer(self, model, lr, weight_decay):
+            return torch.optim.SGD(model.parameters(), lr=lr)
+
+    monkeypatch.setattr(pretrain, "load_extensions", lambda flags: [Descent()])
+    run(monkeypatch, *SHORT, "--eval_every", "2")
+    assert len(log()) == 3
+
+
+def test_training_goes_on_from_a_folder(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    before = json.loads(Path("out/training.json").read_text(encoding="utf-8"))
+    more = [*SHORT, "--init", "out", "--tokenizer", "out", "--lr", "0", "--runs_dir", "more"]
+    run(monkeypatch, *more, "--out", "next")
+    after = json.loads(Path("next/training.json").read_text(encoding="utf-8"))
+    assert after["val_loss"] == pytest.approx(before["val_loss"], rel=1e-6)
+
+
+def test_weights_of_another_shape_are_refused(place, monkeypatch, capsys):
+    run(monkeypatch, *SHORT)
+    more = [*SHORT, "--init", "out", "--block", "128", "--runs_dir", "more"]
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *more)
+    assert stop.value.code == 2 and "out: a checkpoint of another model" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_run_becomes_a_folder_without_training(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    best = run_path("runs", "pretrain-*/best.safetensors")
+    monkeypatch.setattr(pretrain, "fit", None)
+    run(monkeypatch, *SHORT, "--checkpoint", str(best), "--out", "other")
+    one, other = (Path(name, "model.safetensors").read_bytes() for name in ("out", "other"))
+    assert one == other
+
+
+# -- never lose work ---------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_write_resumes_to_the_same_bits(place, monkeypatch):
+    writes, sync = [], utils._sync
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "_sync", lambda path: (writes.append(path), sync(path)))
+        run(patch, *SHORT, "--runs_dir", "whole", "--dropout", "0.1")
+    expected, figures = weights("whole"), [r["val_loss"] for r in log("whole")]
+    for number in sorted({1, 3, 5, 8, len(writes) // 3, len(writes) // 2, len(writes) - 4}):
+        folder = f"killed-{number}"
+        flags = [*SHORT, "--runs_dir", folder, "--dropout", "0.1"]
+        with monkeypatch.context() as patch:
+            at_write(patch, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            status = in_child(lambda patch=patch, flags=flags: run(patch, *flags))
+        assert os.WIFSIGNALED(status)
+        saved = list(Path(folder).glob("pretrain-*/last.safetensors"))
+        run(monkeypatch, *flags, *(["--resume"] if saved else []))
+        found = weights(folder)
+        assert all(torch.equal(expected[name], found[name]) for name in expected), number
+        assert [r["val_loss"] for r in log(folder)] == figures
+
+
+def test_the_tokens_are_made_once(place, monkeypatch):
+    run(monkeypatch, *SHORT)
+    monkeypatch.setattr(pretrain, "write_tokens", None)
+    run(monkeypatch, *SHORT, "--lr", "1e-4")
+    assert len(list(Path("runs").glob("tokens-*"))) == 1
+
+
+def test_two_processes_at_half_the_batch_follow_the_single_one(place, monkeypatch):
+    run(monkeypatch, *SHORT, "--runs_dir", "single")
+    code = "import sys; sys.path.insert(0, {!r}); import pretrain; from config import GPT2Config\n"
+    code += "pretrain.SHAPES['mini'] = {!r}\npretrain.main()\n"
+    script = write("tiny_pretrain.py", code.format(str(ROOT), TINY))
+    words = ["--text", "text.txt", "--valid", "valid.txt", "--out", "pair-out", *SHORT]
+    words += ["--batch_size", "2", "--runs_dir", "pair"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node=2", str(script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(log("single"), log("pair"), strict=True):
+        for key in ("train_loss", "val_loss"):
+            assert two[key] == pytest.approx(one[key], abs=1e-5)
+    assert done.stdout.count("pretrain: ") == 1
+
+
+# -- speed -------------------------------------------------------------------------------------
+
+
+def test_flops_are_palm_s_count():
+    config = GPT2Config()
+    assert pretrain.flops_per_token(config, 124_000_000, 1024) == (
+        6 * 124_000_000 + 12 * 12 * 768 * 1024
+    )
+
+
+def test_utilisation_is_the_share_of_the_gpu_s_peak(monkeypatch):
+    model = torch.nn.Module()
+    model.gpt = torch.nn.Linear(10, 10)
+    model.gpt.config = GPT2Config(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
+    gpus = Worker(torch.device("cuda"), count=2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    rate = 2 * 989e12 / (6 * 110 + 12 * 8 * 4)
+    assert pretrain.utilisation(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some other GPU")
+    assert pretrain.utilisation(model, rate, 4, gpus) == {}
+    assert pretrain.utilisation(model, rate, 4, Worker(torch.device("cpu"))) == {}
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--text", "nowhere.txt"], "nowhere.txt: no such file"),
+        (["--steps", "7"], "--steps 7: expected a multiple of --eval_every"),
+        (["--vocab_size", "10"], "--vocab_size 10: expected at least 257"),
+        (["--block", "0"], "--block 0: expected at least 1"),
+        (["--dropout", "2"], "--dropout 2.0: expected from 0 to 1"),
+        (["--text", "small.txt", "--valid"], "small.txt: 1 documents: too few"),
+        (["--block", "60000"], "do not fill a block of 60000: give more text"),
+        (["--out", "text.txt/deep"], "cannot be written"),
+        (["--init", "./nowhere"], "./nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(place, monkeypatch, capsys, flags, said):
+    write("small.txt", "one document")
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, *SHORT, *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
+    assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+def test_without_a_validation_text_the_last_documents_are_kept_out(place, monkeypatch, capsys):
+    call_main(monkeypatch, "pretrain", "--text", "text.txt", "--out", "out", *SHORT)
+    assert "the last 4 of the documents are kept out" in capsys.readouterr().out
+    facts = {
+        name: json.loads(next(Path("runs").glob(f"tokens-*/{name}.json")).read_text("utf-8"))
+        for name in ("train", "valid")
+    }
+    assert (facts["train"]["documents"], facts["valid"]["documents"]) == (396, 4)
+
+
+def test_settings_that_are_missing_are_refused():
+    with pytest.raises(SystemExit):
+        pretrain.get_args(["--out", "x"])
+    with pytest.raises(InputError):
+        pretrain.get_args(["--text", "a", "--out", "x", "--lr", "nan"])
