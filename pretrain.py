@@ -178,8 +178,9 @@ def write_data(args, folder: Path) -> None:
         tokenizer = train_tokenizer(texts()["train"], args.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
-        json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer)}, file)
+        json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
     for name, chosen in texts().items():
         write_tokens(folder / f"{name}.bin", tokenizer, chosen)
 
