@@ -20,7 +20,7 @@ from dataset import read_sentiment
 from evaluation import accuracy_and_f1, predict, write_predictions
 from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.gpt2 import backbone
-from parallel import Worker, start_worker, stop_worker
+from parallel import Worker, joined_worker
 from training import apply_extensions, fit
 from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
@@ -259,12 +259,9 @@ def main():
     names = list(NUM_LABELS) if args.dataset == "all" else [args.dataset]
     if len(names) > 1 and (args.dev_out or args.test_out or args.checkpoint):
         raise InputError("--dev_out, --test_out, --checkpoint: name one data set too, by --dataset")
-    worker = start_worker(args.use_gpu)
-    try:
+    with joined_worker(args.use_gpu) as worker:
         for name in names:
             run(args, name, worker)
-    finally:
-        stop_worker()
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ Every worker holds the whole model and reads its share of each common batch; gra
 by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only worker 0 writes files.
 """
 
+import contextlib
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,17 @@ def start_worker(use_gpu: bool) -> Worker:
     return Worker(device, rank=dist.get_rank(), count=count)
 
 
+@contextlib.contextmanager
+def joined_worker(use_gpu: bool) -> Iterator[Worker]:
+    """The worker of `start_worker`, which leaves the group at the end."""
+    worker = start_worker(use_gpu)
+    try:
+        yield worker
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
 def wait_for_main(worker: Worker) -> None:
     """Return when every worker has come here: what worker 0 did before is done."""
     if worker.count > 1:
@@ -75,12 +87,6 @@ def _cpu_name() -> str:
         lines = info.read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def stop_worker() -> None:
-    """Leave the group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def sum_over_workers(values: list[float], worker: Worker) -> list[float]:

@@ -25,7 +25,7 @@ from evaluation import (
 )
 from flags import add_data_dir, add_fit_arguments, check_fit_flags, fit_options, load_extensions
 from models.gpt2 import backbone
-from parallel import Worker, start_worker, stop_worker
+from parallel import Worker, joined_worker
 from training import apply_extensions, fit
 from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
@@ -180,11 +180,8 @@ def get_args(argv=None):
 @command
 def main():
     args = get_args()
-    worker = start_worker(args.use_gpu)
-    try:
+    with joined_worker(args.use_gpu) as worker:
         run(args, worker)
-    finally:
-        stop_worker()
 
 
 if __name__ == "__main__":

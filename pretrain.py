@@ -38,7 +38,7 @@ from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, 
 from models.generation import generate
 from models.gpt2 import GPT2Model, backbone, next_token_loss
 from optimizer import AdamW
-from parallel import Worker, hardware, start_worker, stop_worker, wait_for_main
+from parallel import Worker, hardware, joined_worker, wait_for_main
 from training import Extension, apply_extensions, fit
 from utils import (
     InputError,
@@ -381,11 +381,8 @@ def get_args(argv=None):
 @command
 def main():
     args = get_args()
-    worker = start_worker(args.use_gpu)
-    try:
+    with joined_worker(args.use_gpu) as worker:
         run(args, worker)
-    finally:
-        stop_worker()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from flags import (
 )
 from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
-from parallel import Worker, start_worker, stop_worker
+from parallel import Worker, joined_worker
 from training import apply_extensions, fit
 from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
@@ -279,11 +279,8 @@ def get_args(argv=None):
 @command
 def main():
     args = get_args()
-    worker = start_worker(args.use_gpu)
-    try:
+    with joined_worker(args.use_gpu) as worker:
         run(args, worker)
-    finally:
-        stop_worker()
 
 
 if __name__ == "__main__":
