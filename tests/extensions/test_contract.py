@@ -1,0 +1,121 @@
+"""What every technique that acts inside a run must do, in every task, tested file by file."""
+
+import dataclasses
+import importlib
+import json
+import os
+import signal
+
+import pytest
+import torch
+from course_files import call_main, work_in, write_course, write_model
+from test_resume import at_write, in_child
+from tiny_run import run_path
+
+from checkpoint import load_tree
+from flags import load_extensions
+from models.gpt2 import GPT2Model
+from training import Extension
+from utils import ROOT
+
+TASKS = {
+    "classifier": ["--dataset", "sst", "--fine-tune-mode", "full-model"],
+    "paraphrase_detection": [],
+    "sonnet_generation": ["--max_new_tokens", "4"],
+}
+# Options and a rate at which a tiny model learns in a few epochs; by default none and 1e-2.
+SETTINGS: dict[str, tuple[str, str]] = {"lora": ("rank=8,targets=all", "3e-2")}
+
+
+def acts_inside_a_run(path) -> bool:
+    module = importlib.import_module(f"extensions.{path.stem}")
+    return any(
+        isinstance(value, type)
+        and issubclass(value, Extension)
+        and dataclasses.is_dataclass(value)
+        and value.__module__ == module.__name__
+        for value in vars(module).values()
+    )
+
+
+NAMES = [p.stem for p in sorted((ROOT / "extensions").glob("*.py")) if acts_inside_a_run(p)]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    work_in(monkeypatch, tmp_path)
+    write_course("data")
+    write_model("model", dropout=0.1)
+    return tmp_path
+
+
+def run(monkeypatch, task: str, name: str, *extra) -> None:
+    options, rate = SETTINGS.get(name, ("", "1e-2"))
+    words = ["--data_dir", "data", "--model_size", "model", "--lr", rate, *TASKS[task]]
+    words += ["--extension", f"{name}:{options}", *extra]
+    call_main(monkeypatch, task, *words)
+
+
+def stored(folder: str = "runs") -> dict[str, torch.Tensor]:
+    return load_tree(run_path(folder, "*/best.safetensors"))["model"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name, task, place, monkeypatch):
+    run(monkeypatch, task, name, "--epochs", "6")
+    lines = run_path("runs", "*/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [json.loads(line)["train_loss"] for line in lines]
+    assert min(losses[1:]) < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_its_checkpoint_predicts_what_the_run_predicted(name, task, place, monkeypatch):
+    run(monkeypatch, task, name, "--epochs", "2")
+    outputs = {path: path.read_bytes() for path in (place / "predictions").iterdir()}
+    for path in outputs:
+        path.unlink()
+    best = run_path("runs", "*/best.safetensors")
+    words = ["--data_dir", "data", "--checkpoint", best, *TASKS[task]]
+    call_main(monkeypatch, task, *words)
+    assert {path: path.read_bytes() for path in outputs} == outputs
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_resumes_to_the_same_bits(name, task, place, monkeypatch):
+    flags = ["--epochs", "2", "--save_minutes", "0"]
+    run(monkeypatch, task, name, *flags, "--runs_dir", "whole")
+    with monkeypatch.context() as patch:
+        at_write(patch, 14, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        status = in_child(lambda: run(patch, task, name, *flags, "--runs_dir", "killed"))
+    assert os.WIFSIGNALED(status)
+    run(monkeypatch, task, name, *flags, "--runs_dir", "killed", "--resume")
+    whole, killed = stored("whole"), stored("killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_only_what_it_claims(name, task, place, monkeypatch):
+    """With a frozen backbone none of GPT-2's own weights is stored, else each of them has moved."""
+    run(monkeypatch, task, name, "--epochs", "1")
+    [extension] = load_extensions([f"{name}:{SETTINGS.get(name, ('', ''))[0]}"])
+    before = GPT2Model.from_pretrained("model").state_dict()
+    found = {key.removeprefix("gpt."): tensor for key, tensor in stored().items()}
+    shared = before.keys() & found.keys()
+    if extension.freezes_backbone:
+        assert shared == set()
+    else:
+        assert shared == before.keys()
+        assert sum(not torch.equal(before[key], found[key]) for key in shared) > len(shared) / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_page_names_paper_and_difference_and_its_row_is_in_the_table(name):
+    text = importlib.import_module(f"extensions.{name}").__doc__
+    assert "eq." in text and "et al." in text and "Differs from the paper" in text
+    table = (ROOT / "extensions" / "README.md").read_text(encoding="utf-8")
+    assert f"| `{name}.py` |" in table
