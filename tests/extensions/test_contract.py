@@ -25,7 +25,10 @@ TASKS = {
     "sonnet_generation": ["--max_new_tokens", "4"],
 }
 # Options and a rate at which a tiny model learns in a few epochs; by default none and 1e-2.
-SETTINGS: dict[str, tuple[str, str]] = {"lora": ("rank=8,targets=all", "1e-2")}
+SETTINGS: dict[str, tuple[str, str]] = {
+    "lora": ("rank=8,targets=all", "1e-2"),
+    "smart": ("proximal=1", "1e-2"),
+}
 
 
 def acts_inside_a_run(path) -> bool:

@@ -1,0 +1,126 @@
+"""SMART: predictions shall change little when embeddings move a little, and from step to step.
+
+    F = L + λ R,    R = 1/n Σ max_{‖ν‖∞ ≤ ε} ℓ(f(x + ν), f(x))       Jiang et al. 2020, eq. 3–5
+    + μ/n Σ ℓ(f(x; θ), f(x; θ̃))                         eq. 6–7, Bregman proximal point
+    θ̃ ← (1 − β) θ + β θ̃  after each step                momentum, section 3.2
+
+ℓ(P, Q) = KL(P ‖ Q) + KL(Q ‖ P). The maximum is sought as in algorithm 1: ν begins as Normal(0, σ²)
+and climbs the gradient in a few steps, each followed by a projection into the box. Differs from the
+paper in that the gradient is divided by its largest element in each row, so that η need not fit the
+model, and that dropout is off in these passes: ℓ is then 0 where nothing moved.
+
+    python classifier.py --fine-tune-mode full-model --extension smart:weight=1,proximal=1
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from batches import forward_tokens
+from models.gpt2 import IGNORED_LABEL
+from training import Extension
+from utils import InputError
+
+
+@dataclass
+class Smart(Extension):
+    """weight λ, radius ε, step η, noise σ; proximal μ, of which 0 switches that part off."""
+
+    weight: float = 1.0
+    radius: float = 1e-5
+    step: float = 1e-3
+    noise: float = 1e-5
+    ascents: int = 1
+    proximal: float = 0.0
+    momentum: float = 0.99
+
+    def __post_init__(self):
+        numbers = (self.weight, self.radius, self.step, self.noise, self.proximal)
+        if not all(0 <= number < float("inf") for number in numbers) or self.ascents < 1:
+            raise InputError(f"smart: {self}: expected numbers of at least 0, ascents at least 1")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"smart: momentum={self.momentum}: expected one in [0, 1)")
+
+    def prepare_model(self, model) -> None:
+        """Keep θ̃ in the model, whose checkpoints then have it; it begins as θ."""
+        if self.proximal:
+            model.smart_average = nn.Module()
+            for name, parameter in trained(model).items():
+                average = parameter.detach().clone()
+                model.smart_average.register_buffer(name.replace(".", "/"), average)
+
+    def penalty(self, model, batch: dict, logits):
+        """λ R + μ D over this batch."""
+        real = (batch["labels"] != IGNORED_LABEL).flatten()
+        with dropout_off(model):
+            clean = forward_tokens(model, batch)
+            moved = self.climb(model, batch, clean.detach(), real)
+            with added(model.gpt.embed_dropout, moved):
+                total = self.weight * divergence(forward_tokens(model, batch), clean, real)
+            if self.proximal:
+                with torch.no_grad():
+                    before = self._average_logits(model, batch)
+                total = total + self.proximal * divergence(clean, before, real)
+        return total
+
+    def climb(self, model, batch: dict, clean, real) -> torch.Tensor:
+        """ν (b, t, d) that changes the predictions as much as the box allows, by algorithm 1."""
+        d = model.gpt.word_embedding.weight.shape[1]
+        shape = (*batch["token_ids"].shape, d)
+        moved = self.noise * torch.randn(shape, device=batch["token_ids"].device)
+        for _ in range(self.ascents):
+            moved = moved.detach().requires_grad_()
+            with added(model.gpt.embed_dropout, moved), torch.enable_grad():
+                change = divergence(forward_tokens(model, batch), clean, real)
+                [gradient] = torch.autograd.grad(change, moved)
+            largest = gradient.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-30)
+            moved = (moved + self.step * gradient / largest).clamp(-self.radius, self.radius)
+        return moved.detach()
+
+    def _average_logits(self, model, batch: dict):
+        """f(x; θ̃)."""
+        average = {
+            name.replace("/", "."): tensor for name, tensor in model.smart_average.named_buffers()
+        }
+        inputs = (batch["token_ids"], batch["attention_mask"])
+        return functional_call(model, average, inputs)
+
+    @torch.no_grad()
+    def after_step(self, model) -> None:
+        if self.proximal:
+            average = dict(model.smart_average.named_buffers())
+            for name, parameter in trained(model).items():
+                average[name.replace(".", "/")].lerp_(parameter, 1 - self.momentum)
+
+
+def trained(model) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def divergence(one, two, real) -> torch.Tensor:
+    """ℓ, symmetric, a mean over the real rows of two sets of logits (..., classes)."""
+    p, q = (x.flatten(0, -2)[real].float().log_softmax(dim=-1) for x in (one, two))
+    return ((p.exp() - q.exp()) * (p - q)).sum(dim=-1).mean()
+
+
+@contextlib.contextmanager
+def added(module: nn.Module, noise):
+    """Meanwhile `noise` is added to the module's input."""
+    hook = module.register_forward_pre_hook(lambda module, inputs: (inputs[0] + noise,))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def dropout_off(model: nn.Module):
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
