@@ -1,0 +1,133 @@
+"""Muon against torch.optim.Muon, its direction against the singular value decomposition."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from config import GPT2Config
+from extensions.muon import Muon, MuonExtension, newton_schulz
+from models.gpt2 import GPT2Model
+from optimizer import AdamW
+from utils import InputError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = nn.Module()
+    model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=64, **shape))
+    model.head = nn.Linear(16, 2)
+    return model.eval()
+
+
+def step(model, optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    states = model.gpt(torch.randint(30, (2, 5)))["last_token"]
+    (model.head(states) - torch.randn(2, 2)).square().sum().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (20, 6), (6, 20)])
+@pytest.mark.parametrize("momentum", [0.95, 0.5, 0.0])
+def test_the_trajectory_is_torch_s(shape, momentum, monkeypatch):
+    """torch iterates in bfloat16; here it is kept from rounding."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.zeros(shape))
+    theirs.data.copy_(ours.data)
+    start = ours.detach().clone()
+    mine = Muon([ours], lr=0.1, momentum=momentum)
+    other = torch.optim.Muon(
+        [theirs], lr=0.1, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+    )
+    for seed in range(5):
+        torch.manual_seed(seed)
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        other.step()
+    assert (ours.detach() - start).norm() > 0.2
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (30, 10), (10, 30)])
+def test_the_direction_is_nearly_orthogonal_and_the_polar_factor_s(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape) * 50
+    found = newton_schulz(matrix, 5)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6 and values.max() < 1.3
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    cosine = (found * (u @ vt)).sum() / (found.norm() * (u @ vt).norm())
+    assert cosine > 0.97
+    torch.testing.assert_close(newton_schulz(matrix * 1e-3, 5), found)
+
+
+def test_a_zero_gradient_moves_nothing():
+    weight = nn.Parameter(torch.ones(4, 6))
+    weight.grad = torch.zeros(4, 6)
+    Muon([weight], lr=0.1).step()
+    assert torch.equal(weight.detach(), torch.ones(4, 6))
+
+
+def test_decay_comes_after_the_update_and_is_decoupled():
+    weight = nn.Parameter(torch.full((4, 6), 2.0))
+    weight.grad = torch.zeros(4, 6)
+    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 6), 1.9))
+
+
+def test_matrices_of_the_layers_go_to_muon_and_the_rest_to_adamw(model):
+    optimizer = MuonExtension().make_optimizer(model, 0.1, 0.0)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = {g["muon"]: {names[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+    assert groups[True] | groups[False] == set(names.values())
+    assert all("gpt_layers" in name and name.endswith("weight") for name in groups[True])
+    assert not any("norm" in name for name in groups[True])
+    assert {"gpt.word_embedding.weight", "head.weight", "head.bias"} < groups[False]
+    assert len(groups[True]) == 2 * 6
+
+
+def test_what_goes_to_adamw_moves_as_with_adamw(model):
+    other = GPT2Model(model.gpt.config).eval()
+    twin = nn.Module()
+    twin.gpt, twin.head = other, nn.Linear(16, 2)
+    twin.load_state_dict(model.state_dict())
+    step(model, MuonExtension().make_optimizer(model, 0.01, 0.1), seed=1)
+    step(twin, AdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
+    for name in ("gpt.word_embedding.weight", "head.weight", "gpt.final_layer_norm.bias"):
+        assert torch.equal(model.state_dict()[name], twin.state_dict()[name])
+    name = "gpt.gpt_layers.0.interm_dense.weight"
+    assert not torch.equal(model.state_dict()[name], twin.state_dict()[name])
+
+
+def test_its_state_comes_back(model):
+    optimizer = MuonExtension(momentum=0.8, steps=3).make_optimizer(model, 0.01, 0.1)
+    step(model, optimizer, seed=1)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = optimizer.state_dict()
+    ends = []
+    for _ in range(2):
+        model.load_state_dict(start)
+        again = MuonExtension().make_optimizer(model, 0.5, 0.0)
+        again.load_state_dict(copy.deepcopy(saved))
+        step(model, again, seed=2)
+        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        assert again.param_groups[0]["momentum"] == 0.8 and again.param_groups[0]["steps"] == 3
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in start)
+
+
+def test_without_a_matrix_to_train_it_says_so(model):
+    model.gpt.requires_grad_(False)
+    with pytest.raises(InputError, match="no matrix of GPT-2's layers is trained"):
+        MuonExtension().make_optimizer(model, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("options", [{"momentum": 1.0}, {"steps": 0}, {"steps": 100}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(InputError, match="expected a momentum in"):
+        MuonExtension(**options)
