@@ -52,8 +52,11 @@ class Extension:
 
 
 def apply_extensions(model, extensions: Iterable[Extension]) -> None:
-    """Freeze the backbone, once, if any extension wants that; then let each change the model."""
-    extensions = list(extensions)
+    """Freeze the backbone, once, if any extension wants that; then let each change the model.
+
+    Those that freeze it come first: the others find the parameters that they brought.
+    """
+    extensions = sorted(extensions, key=lambda extension: not extension.freezes_backbone)
     if any(extension.freezes_backbone for extension in extensions):
         model.gpt.requires_grad_(False)
     for extension in extensions:

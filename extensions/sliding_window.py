@@ -37,6 +37,8 @@ class SlidingWindow(Extension):
     def prepare_model(self, model) -> None:
         attend = functools.partial(windowed_attention, window=self.window, sinks=self.sinks)
         for layer in model.gpt.gpt_layers:
+            if "attend" in vars(layer.self_attention):
+                raise InputError("sliding_window: it goes with no prefix or other attention")
             layer.self_attention.attend = attend
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,12 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "lora": ("rank=8,targets=all", "1e-2"),
     "prefix": ("length=10", "0.3"),
     "smart": ("proximal=1", "1e-2"),
+}
+# What two do not do together, and what is said.
+CONFLICTS = {
+    frozenset(("llrd", "muon")): "2 extensions bring an optimizer: choose one of them",
+    frozenset(("muon", "prefix")): "no matrix of GPT-2's layers is trained",
+    frozenset(("prefix", "sliding_window")): "it goes with no prefix",
 }
 
 
@@ -116,6 +123,23 @@ def test_it_trains_only_what_it_claims(name, task, place, monkeypatch):
     else:
         assert shared == before.keys()
         assert sum(not torch.equal(before[key], found[key]) for key in shared) > len(shared) / 2
+
+
+@pytest.mark.parametrize("pair", list(itertools.permutations(NAMES, 2)), ids="+".join)
+def test_two_together_train_or_say_why_not(pair, place, monkeypatch, capsys):
+    words = ["--data_dir", "data", "--model_size", "model", "--epochs", "1", "--limit", "16"]
+    for name in pair:
+        words += ["--extension", f"{name}:{SETTINGS.get(name, ('', ''))[0]}"]
+    conflict = CONFLICTS.get(frozenset(pair))
+    if conflict is None:
+        call_main(monkeypatch, "classifier", *words, *TASKS["classifier"])
+        assert stored()["sentiment_head.weight"].isfinite().all()
+        return
+    with pytest.raises(SystemExit) as stop:
+        call_main(monkeypatch, "classifier", *words, *TASKS["classifier"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert conflict in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", NAMES)
