@@ -70,6 +70,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int):
     )
 
 
+def save_tokenizer(tokenizer, folder) -> None:
+    """Write a tokenizer under the class name that transformers 4 and 5 both know."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    kept = ("bos_token", "eos_token", "pad_token", "model_max_length")
+    settings = {name: settings[name] for name in kept if name in settings}
+    with atomic_write(path) as file:
+        json.dump(settings | {"tokenizer_class": "PreTrainedTokenizerFast"}, file, indent=2)
+        file.write("\n")
+
+
 def write_tokens(path, tokenizer, texts: Iterable[str]) -> None:
     """Write all texts' tokens, an end token behind each, as PATH and its facts as PATH.json.
 

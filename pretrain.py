@@ -30,6 +30,7 @@ from corpus import (
     TokenBlocks,
     collate_blocks,
     documents,
+    save_tokenizer,
     train_tokenizer,
     write_tokens,
 )
@@ -57,6 +58,7 @@ SHAPES = {
     **SIZES,
 }
 BETAS = (0.9, 0.95)
+FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
 # Dense bf16 FLOP/s of a GPU, from NVIDIA's data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -177,7 +179,7 @@ def write_data(args, folder: Path) -> None:
         print(f"learning a tokenizer of {args.vocab_size} tokens from {count - kept_out} documents")
         tokenizer = train_tokenizer(texts()["train"], args.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
         json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
@@ -265,7 +267,7 @@ def save(args, model: LanguageModel, tokenizer, facts: dict) -> None:
         attention_probs_dropout_prob=defaults.attention_probs_dropout_prob,
     )
     gpt.save_pretrained(out, end_token=tokenizer.eos_token_id)
-    tokenizer.save_pretrained(out)
+    save_tokenizer(tokenizer, out)
     with atomic_write(out / "training.json") as file:
         json.dump(facts, file, indent=2)
         file.write("\n")
@@ -334,7 +336,8 @@ def training_facts(args, model, progress, worker: Worker) -> dict:
         "hardware": hardware(worker.device),
         "torch": torch.__version__,
         "commit": current_commit(),
-        "flags": {key: value for key, value in vars(args).items() if key != "gpt_config"},
+        "flags": {key: value for key, value in vars(args).items() if key not in FACTS_ONLY_HERE}
+        | {name: [Path(file).name for file in getattr(args, name)] for name in ("text", "valid")},
     }
 
 
