@@ -10,7 +10,7 @@ ARGS ?=
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
-demo:  ## a small GPT-2 made and fine-tuned in minutes, without network
+demo:  ## the bundled gpt2-mini learns sentiment in minutes, without network
 	"$(PYTHON)" demo.py $(ARGS)
 
 test:  ## the test suite; pass options on with ARGS="-k adamw"

@@ -6,8 +6,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests sta
 
 import pytest
 import torch
+from course_files import make_gpt2
 
-from demo import make_gpt2
 from utils import ROOT
 
 torch.set_num_threads(1)

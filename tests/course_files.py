@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-from demo import make_gpt2
+from config import GPT2Config
+from corpus import train_tokenizer
+from models.gpt2 import GPT2Model
 from parallel import Worker
 from utils import ROOT
 
@@ -87,6 +89,15 @@ def write_course(folder, rows: int = 40) -> Path:
     write(folder / "sonnets_held_out_dev.txt", sonnets_text(range(132, 136), lines=3, seed=2))
     write(folder / "sonnets_held_out.txt", sonnets_text(range(152, 155), lines=3, seed=3))
     return folder
+
+
+def make_gpt2(folder, texts: list[str], vocab_size: int, seed: int = 0, **shape) -> None:
+    """Write a GPT-2 with random weights and its own tokenizer, in HuggingFace's format."""
+    tokenizer = train_tokenizer(texts, vocab_size)
+    shape = {"intermediate_size": 4 * shape["hidden_size"], **shape}
+    torch.manual_seed(seed)
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def write_model(
