@@ -121,9 +121,11 @@ def test_what_lies_outside_the_window_has_no_say_but_for_the_sinks():
 def test_it_says_that_it_goes_with_no_prefix(tmp_path):
     holder = torch.nn.Module()
     holder.gpt = GPT2Model.from_pretrained(str(write_model(tmp_path / "m")))
-    apply_extensions(holder, [SlidingWindow(window=4), Prefix(length=3)])
     with pytest.raises(InputError, match="it goes with no prefix"):
-        holder.gpt(torch.ones(1, 6, dtype=torch.long))
+        apply_extensions(holder, [SlidingWindow(window=4), Prefix(length=3)])
+    query, key, value = inputs(6)
+    with pytest.raises(InputError, match="4 queries, 6 keys: it goes with no prefix"):
+        windowed_attention(query[:, :, 2:], key, value, None, 0.0, window=4, sinks=0)
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"sinks": -1}])
