@@ -96,10 +96,14 @@ class LoRALinear(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.magnitude = nn.Parameter(row_norms(base.weight.detach())) if dora else None
 
+    def _changed(self) -> torch.Tensor:
+        """W + s B A (out, in)."""
+        return self.base.weight + self.scale * self.B.weight @ self.A.weight
+
     @property
     def weight(self) -> torch.Tensor:
         """W' (out, in)."""
-        changed = self.base.weight + self.scale * self.B.weight @ self.A.weight
+        changed = self._changed()
         if self.magnitude is None:
             return changed
         return changed * (self.magnitude / row_norms(changed.detach()))[:, None]
@@ -112,8 +116,7 @@ class LoRALinear(nn.Module):
         change = self.scale * self.B(self.A(self.dropout(x)))
         if self.magnitude is None:
             return self.base(x) + change
-        changed = self.base.weight + self.scale * self.B.weight @ self.A.weight
-        stretch = self.magnitude / row_norms(changed.detach())
+        stretch = self.magnitude / row_norms(self._changed().detach())
         return stretch * (F.linear(x, self.base.weight) + change) + self.base.bias
 
 
