@@ -113,15 +113,30 @@ def flops_per_token(config: GPT2Config, parameters: int, t: int) -> int:
     return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * t
 
 
+def count_parameters(model) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 def utilisation(model: LanguageModel, tokens_per_second: float, t: int, worker: Worker) -> dict:
     """The share of the GPUs' peak that training used (MFU); {} where the peak is not known."""
     name = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else ""
     peaks = [peak for key, peak in PEAKS.items() if key in name]
     if not peaks:
         return {}
-    parameters = sum(p.numel() for p in model.parameters())
-    flops = flops_per_token(model.gpt.config, parameters, t) * tokens_per_second
+    flops = flops_per_token(model.gpt.config, count_parameters(model), t) * tokens_per_second
     return {"mfu": flops / (peaks[0] * worker.count)}
+
+
+def shape_of(args, vocab_size: int) -> GPT2Config:
+    """The size that was asked for, with this vocabulary and a position for each of a block."""
+    shape = SHAPES[args.size]
+    return replace(
+        shape,
+        vocab_size=vocab_size,
+        max_position_embeddings=max(args.block, shape.max_position_embeddings),
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+    )
 
 
 def build_model(args, pretrained: bool = True) -> LanguageModel:
@@ -279,14 +294,7 @@ def run(args, worker: Worker) -> None:
     seed_everything(args.seed)
     data = prepare_data(args, worker)
     tokenizer = load_tokenizer(str(data))
-    shape = replace(
-        SHAPES[args.size],
-        vocab_size=len(tokenizer),
-        max_position_embeddings=max(args.block, SHAPES[args.size].max_position_embeddings),
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.dropout,
-    )
-    args.gpt_config = asdict(shape)
+    args.gpt_config = asdict(shape_of(args, len(tokenizer)))
     if args.checkpoint:
         model, _ = load_model(args.checkpoint, TASK, build_model)
     else:
@@ -313,11 +321,10 @@ def run(args, worker: Worker) -> None:
 
 
 def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker) -> None:
-    parameters = sum(p.numel() for p in model.parameters())
     tokens = args.steps * tokens_per_step(args, worker)
     share = tokens / (len(blocks) * args.block)
     print(
-        f"pretrain: {parameters / 1e6:.1f} million parameters, {args.steps} steps of "
+        f"pretrain: {count_parameters(model) / 1e6:.1f} million parameters, {args.steps} steps of "
         f"{tokens_per_step(args, worker):,} tokens, {share:.2f} passes over the text, checkpoints "
         f"in {folder.path}"
     )
@@ -329,7 +336,7 @@ def tokens_per_step(args, worker: Worker) -> int:
 
 def training_facts(args, model, progress, worker: Worker) -> dict:
     return {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(model),
         "steps": (progress.best_epoch + 1) * args.eval_every,
         "tokens": (progress.best_epoch + 1) * args.eval_every * tokens_per_step(args, worker),
         "seconds": round(sum(record["seconds"] for record in progress.history)),

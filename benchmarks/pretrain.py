@@ -10,9 +10,8 @@ with the hardware named, go to benchmarks/results/pretrain.json and pretrain.png
 import argparse
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch.nn import functional as F
@@ -38,36 +37,26 @@ class Bench:
         self.args = args
         self.worker = Worker(torch.device("cuda" if args.use_gpu else "cpu"))
         words = ["--text", *args.text, "--valid", *args.valid, "--out", "unused"]
+        words += ["--size", args.size]
         words += ["--block", str(args.block), "--batch_size", str(args.batch_size)]
         words += ["--steps", str(args.steps), "--eval_every", str(args.steps // args.points)]
         words += ["--lr", str(args.lr), "--schedule", "constant", "--warmup", "0"]
         words += ["--weight_decay", "0"]  # torch decays before the step, ours after it
         self.flags = pretrain.get_args(words)
         self.data = pretrain.prepare_data(self.flags, self.worker)
-        shape = pretrain.SHAPES[args.size]
-        vocab_size = len(load_tokenizer(str(self.data)))
-        self.config = replace(
-            shape,
-            vocab_size=vocab_size,
-            max_position_embeddings=max(args.block, shape.max_position_embeddings),
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-        )
+        shape = pretrain.shape_of(self.flags, len(load_tokenizer(str(self.data))))
+        self.flags.gpt_config = asdict(shape)
         self.scratch = Path(tempfile.mkdtemp(prefix="bench-pretrain-"))
         torch.manual_seed(args.seed)
-        self.start().gpt.save_pretrained(self.scratch / "start")
+        pretrain.build_model(self.flags).gpt.save_pretrained(self.scratch / "start")
         self.curves: dict[str, list[float]] = {}
-
-    def start(self) -> pretrain.LanguageModel:
-        settings = SimpleNamespace(gpt_config=asdict(self.config), pretrained=False)
-        return pretrain.LanguageModel(settings)
 
     def loader(self):
         return pretrain.build_loaders(self.flags, self.data, self.worker)["train"]
 
     def ours(self) -> float:
         """Seconds of training through `fit`, as pretrain.py does it, without its checkpoints."""
-        model = self.start()
+        model = pretrain.build_model(self.flags)
         model.gpt = pretrain.GPT2Model.from_pretrained(str(self.scratch / "start"))
         progress = fit(
             model.to(self.worker.device),
