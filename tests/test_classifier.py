@@ -13,7 +13,6 @@ from course_files import (
     no_training,
     predicted,
     work_in,
-    write_course,
     write_model,
 )
 from torch import nn
@@ -31,16 +30,6 @@ from utils import ROOT, load_tokenizer, seed_everything
 
 MODES = ("last-linear-layer", "full-model")
 PREFIX = {"last-linear-layer": "pretrain", "full-model": "finetune"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_course(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ from course_files import (
     sentiment_text,
     work_in,
     write,
-    write_course,
-    write_model,
 )
 from torch import nn
 
@@ -26,16 +24,6 @@ from evaluation import ANSWER_TOKENS
 from models.gpt2 import GPT2Model
 from paraphrase_detection import ParaphraseGPT, answer_tokens, build_loaders, cloze_prompt, get_args
 from utils import ROOT, InputError, load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_course(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from course_files import (
     sonnets_text,
     work_in,
     write,
-    write_course,
-    write_model,
 )
 
 import sonnet_generation
@@ -29,16 +27,6 @@ from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss
 from utils import ROOT, InputError
 
 OUTPUTS = ["generated_sonnets.txt", "generated_sonnets_dev.txt"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_course(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
