@@ -8,7 +8,7 @@
 X comes close to U Vᵀ of N = U S Vᵀ; the factor gives the step the size of one of AdamW, so that its
 learning rates serve. It is for the matrices of the layers: embeddings, biases, normalisations and
 the task's head go to AdamW. Differs from the paper in that decay comes after the update, as in this
-project's AdamW, and that the iteration runs in float32 on CPUs, in bfloat16 on GPUs.
+project's AdamW, and that the iteration runs in bfloat16 only where a processor has units for it.
 
     python classifier.py --fine-tune-mode full-model --extension muon
     python pretrain.py --text FILE --out DIR --extension muon
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from optimizer import AdamW
+from parallel import has_bf16_units
 from training import Extension
 from utils import InputError
 
@@ -82,9 +83,10 @@ class Muon(AdamW):
 
 
 def newton_schulz(matrix: torch.Tensor, steps: int, dtype: torch.dtype | None = None):
-    """About U Vᵀ of (rows, columns) = U S Vᵀ; dtype: bfloat16 on GPUs, else float32."""
+    """About U Vᵀ of (rows, columns) = U S Vᵀ; dtype: bfloat16 if there are units, else float32."""
     a, b, c = QUINTIC
-    x = matrix.to(dtype or (torch.bfloat16 if matrix.is_cuda else torch.float32))
+    fast = torch.bfloat16 if has_bf16_units(matrix.device.type) else torch.float32
+    x = matrix.to(dtype or fast)
     wide = x if x.shape[0] <= x.shape[1] else x.T
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(steps):

@@ -13,6 +13,12 @@ from optimizer import AdamW
 from utils import InputError
 
 
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    """The same numbers on every CPU; one test below is about bfloat16."""
+    monkeypatch.setattr("extensions.muon.has_bf16_units", lambda device: False)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -65,6 +71,16 @@ def test_the_direction_is_nearly_orthogonal_and_the_polar_factor_s(shape):
     cosine = (found * (u @ vt)).sum() / (found.norm() * (u @ vt).norm())
     assert cosine > 0.97
     torch.testing.assert_close(newton_schulz(matrix * 1e-3, 5), found)
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_it_iterates_in_bfloat16_where_there_are_units(units, monkeypatch):
+    monkeypatch.setattr("extensions.muon.has_bf16_units", lambda device: units)
+    torch.manual_seed(0)
+    matrix = torch.randn(24, 40)
+    found, exact = newton_schulz(matrix, 5), newton_schulz(matrix, 5, dtype=torch.float32)
+    assert found.dtype == (torch.bfloat16 if units else torch.float32)
+    torch.testing.assert_close(found.float(), exact, atol=0.1 if units else 0, rtol=0)
 
 
 def test_a_zero_gradient_moves_nothing():
