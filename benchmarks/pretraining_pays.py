@@ -4,16 +4,21 @@
 
 Each run is the task's own program, started as a person would start it; its figure is the dev
 score of its best epoch (of sonnets the dev perplexity). Both networks try the same learning rates
-with the first seed and keep the better one. The results file keeps every run: what is in it is not
-run again, so that an interrupted study goes on where it stopped.
+with the first seed and keep the better one. `--jobs` runs go on at a time, each with its share of
+the cores. The results file keeps every run: what is in it is not run again, so that an interrupted
+study goes on where it stopped.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,7 +76,9 @@ def fine_tune(args, name: str, start: str, *, seed: int, lr: float) -> float:
         words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
         words += ["--limit", str(args.limit)] if args.limit else []
         words += output_flags(name, folder)
-        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
+        env = os.environ | share
+        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
         [path] = Path(folder).glob("*/metrics.jsonl")
         lines = path.read_text(encoding="utf-8").splitlines()
         return task.best(json.loads(line)[task.metric] for line in lines)
@@ -122,37 +129,61 @@ class Study:
     """The runs so far, on disk after each."""
 
     def __init__(self, args):
-        self.args, self.path = args, Path(args.out)
-        self.results = {"limit": args.limit, "bf16": args.bf16, "runs": {}}
+        self.args, self.path, self.lock = args, Path(args.out), threading.Lock()
+        settings = {"limit": args.limit, "bf16": args.bf16, "checkpoint": fingerprint()}
+        self.results = {**settings, "runs": {}}
         if self.path.exists():
             self.results |= json.loads(self.path.read_text(encoding="utf-8"))
-            for name in ("limit", "bf16"):
-                if self.results[name] != getattr(args, name):
-                    raise InputError(f"{self.path}: made with another --{name}: give another --out")
+            unlike = [name for name in settings if self.results.get(name) != settings[name]]
+            if unlike:
+                raise InputError(
+                    f"{self.path}: made with another {', '.join(unlike)}: give another --out"
+                )
 
     def figure(self, key: str, work) -> float:
         """The figure of a run, done now if it was not before."""
         if key not in self.results["runs"]:
-            self.results["runs"][key] = work()
-            self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
-            write_results(self.path, self.results)
+            value = work()
+            with self.lock:
+                self.results["runs"][key] = value
+                self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
+                self.results["jobs"] = self.args.jobs
+                write_results(self.path, self.results)
         print(f"{key}: {self.results['runs'][key]:.4f}", flush=True)
         return self.results["runs"][key]
 
-    def run(self, name: str) -> None:
-        """All runs of one task."""
-        if name != "sonnet":
-            self.figure(f"{name}, {BAG}", lambda: bag_of_words(self.args, name))
-        for start in STARTS:
-            first, *others = self.args.seeds
-            tried = {lr: self._fine_tune(name, start, first, lr) for lr in self.args.lrs}
-            lr = TASKS[name].best(tried, key=tried.get)
-            for seed in others:
-                self._fine_tune(name, start, seed, lr)
+    def run(self) -> None:
+        """All runs of all tasks."""
+        with ThreadPoolExecutor(self.args.jobs) as pool:
+            work = [
+                pool.submit(self.run_task, name, start)
+                for name in self.args.tasks
+                for start in (BAG, *STARTS)
+            ]
+            for part in work:
+                part.result()
+
+    def run_task(self, name: str, start: str) -> None:
+        """One task from one start: all rates with the first seed, the better with the others."""
+        if start == BAG:
+            if name != "sonnet":
+                self.figure(f"{name}, {BAG}", lambda: bag_of_words(self.args, name))
+            return
+        first, *others = self.args.seeds
+        tried = {lr: self._fine_tune(name, start, first, lr) for lr in self.args.lrs}
+        lr = TASKS[name].best(tried, key=tried.get)
+        for seed in others:
+            self._fine_tune(name, start, seed, lr)
 
     def _fine_tune(self, name: str, start: str, seed: int, lr: float) -> float:
         key = f"{name}, {start}, lr {lr:g}, seed {seed}"
         return self.figure(key, lambda: fine_tune(self.args, name, start, seed=seed, lr=lr))
+
+
+def fingerprint() -> str:
+    """By which figures of one gpt2-mini are told from those of another."""
+    weights = (BUNDLED["gpt2-mini"] / "model.safetensors").read_bytes()
+    return f"gpt2-mini {hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 def scores(runs: dict[str, float], name: str, start: str) -> tuple[str, list[float]]:
@@ -193,6 +224,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--lrs", nargs="+", type=float, default=[3e-4, 1e-3])
     parser.add_argument("--limit", type=int, help="first N rows of each file")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--out", default="benchmarks/results/pretraining_pays.json")
@@ -201,8 +233,7 @@ def main():
     if not BUNDLED["gpt2-mini"].is_dir():
         raise InputError(f"{BUNDLED['gpt2-mini']}: not there: train it by pretrain.py first")
     study = Study(args)
-    for name in args.tasks:
-        study.run(name)
+    study.run()
     print(table(study.results))
 
 

@@ -13,6 +13,7 @@ SAMPLE = str(ROOT / "data" / "sample")
 
 def arguments(tmp_path, **change):
     flags = {"seeds": [1, 2, 3], "lrs": [0.1, 0.2], "limit": None, "bf16": False, "use_gpu": False}
+    flags |= {"tasks": ["sst"], "jobs": 1}
     return SimpleNamespace(**flags | {"data_dir": SAMPLE, "out": str(tmp_path / "r.json")} | change)
 
 
@@ -32,7 +33,7 @@ def fake_runs(monkeypatch):
 
 
 def test_each_start_keeps_the_rate_that_was_better_with_the_first_seed(fake_runs, tmp_path):
-    study.Study(arguments(tmp_path)).run("sst")
+    study.Study(arguments(tmp_path)).run()
     kept = {
         start: [lr for _, s, seed, lr in fake_runs if s == start and seed > 1]
         for start in study.STARTS
@@ -44,16 +45,16 @@ def test_each_start_keeps_the_rate_that_was_better_with_the_first_seed(fake_runs
 
 
 def test_perplexity_is_better_when_it_is_smaller(fake_runs, tmp_path):
-    study.Study(arguments(tmp_path)).run("sonnet")
+    study.Study(arguments(tmp_path, tasks=["sonnet"])).run()
     kept = {lr for _, s, seed, lr in fake_runs if s == "gpt2-mini" and seed > 1}
     assert kept == {0.1}
 
 
 def test_what_is_in_the_file_is_not_run_again(fake_runs, tmp_path):
-    study.Study(arguments(tmp_path)).run("sst")
+    study.Study(arguments(tmp_path)).run()
     count = len(fake_runs)
     again = study.Study(arguments(tmp_path))
-    again.run("sst")
+    again.run()
     assert len(fake_runs) == count == 8
     table = study.table(again.results)
     assert "0.820 ± 0.010" in table and "0.620 ± 0.010" in table
@@ -61,9 +62,27 @@ def test_what_is_in_the_file_is_not_run_again(fake_runs, tmp_path):
 
 
 def test_results_of_other_settings_are_not_mixed(fake_runs, tmp_path):
-    study.Study(arguments(tmp_path)).run("sst")
-    with pytest.raises(InputError, match="another --limit"):
+    study.Study(arguments(tmp_path)).run()
+    with pytest.raises(InputError, match="another limit"):
         study.Study(arguments(tmp_path, limit=5))
+
+
+def test_results_of_another_checkpoint_are_not_mixed(fake_runs, tmp_path, monkeypatch):
+    study.Study(arguments(tmp_path)).run()
+    monkeypatch.setattr(study, "fingerprint", lambda: "gpt2-mini of tomorrow")
+    with pytest.raises(InputError, match="another checkpoint"):
+        study.Study(arguments(tmp_path))
+
+
+def test_several_jobs_keep_the_same_figures(fake_runs, tmp_path):
+    tasks = ["sst", "cfimdb", "paraphrase", "sonnet"]
+    results = []
+    for jobs in (1, 3):
+        args = arguments(tmp_path, tasks=tasks, jobs=jobs, out=str(tmp_path / f"{jobs}.json"))
+        one = study.Study(args)
+        one.run()
+        results.append(one.results["runs"])
+    assert results[0] == results[1] and len(results[0]) == 8 * 4 + 3
 
 
 @pytest.mark.parametrize("name, least", [("sst", 0.4), ("cfimdb", 0.7), ("paraphrase", 0.6)])
