@@ -50,6 +50,13 @@ class Extension:
     def after_step(self, model) -> None:
         """Called right after the weights moved."""
 
+    def evaluated(self, model):
+        """A context in which the model has the weights to be judged, and kept if they are best."""
+        return contextlib.nullcontext()
+
+    def after_epoch(self, record: dict, folder: RunFolder) -> None:
+        """Called on the main worker with an epoch's figures and the run's folder."""
+
 
 def apply_extensions(model, extensions: Iterable[Extension]) -> None:
     """Freeze the backbone, once, if any extension wants that; then let each change the model.
@@ -125,7 +132,9 @@ def fit(
         run.log("a run with these flags was here before and is done anew; --resume would go on")
     while not run.progress.finished:
         run.train_epoch()
-        run.finish_epoch(evaluate(model))
+        with run.evaluated():
+            run.judge(evaluate(model))
+        run.finish_epoch()
     if worker.is_main:
         best = load_checkpoint(folder.best, folder.task)
         load_trainable_state(model, best["model"], folder.best)
@@ -261,8 +270,14 @@ class _Fit:
 
     # -- between epochs -------------------------------------------------------------------------
 
-    def finish_epoch(self, metrics: dict) -> None:
-        """Record the figures, keep the weights if they are the best so far, save everything."""
+    def evaluated(self) -> contextlib.ExitStack:
+        with contextlib.ExitStack() as stack:
+            for extension in self.extensions:
+                stack.enter_context(extension.evaluated(self.model))
+            return stack.pop_all()
+
+    def judge(self, metrics: dict) -> None:
+        """Record the figures, and keep the weights if they are the best so far."""
         progress, options = self.progress, self.options
         if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
             self._diverged("a weight is not finite", [])
@@ -287,6 +302,10 @@ class _Fit:
             self.folder.save_best(self.model, record)
         else:
             progress.stale += 1
+
+    def finish_epoch(self) -> None:
+        """Go on to the next epoch, and save everything."""
+        progress, options = self.progress, self.options
         progress.epoch += 1
         progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
         stop = 0 < options.patience <= progress.stale
@@ -294,6 +313,9 @@ class _Fit:
         self.folder.write_metrics(progress.history)
         if progress.finished:
             self.folder.draw_curves(progress.history, options.metric)
+        if self.worker.is_main:
+            for extension in self.extensions:
+                extension.after_epoch(progress.history[-1], self.folder)
         self.save()
 
     def save(self) -> None:

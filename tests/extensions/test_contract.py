@@ -33,6 +33,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
 }
 # What two do not do together, and what is said.
 CONFLICTS = {
+    frozenset(("ema", "swa")): "two averages of the weights: choose one of them",
     frozenset(("llrd", "muon")): "2 extensions bring an optimizer: choose one of them",
     frozenset(("muon", "prefix")): "no matrix of GPT-2's layers is trained",
     frozenset(("prefix", "sliding_window")): "it goes with no prefix",
@@ -50,7 +51,11 @@ def acts_inside_a_run(path) -> bool:
     )
 
 
-NAMES = [p.stem for p in sorted((ROOT / "extensions").glob("*.py")) if acts_inside_a_run(p)]
+NAMES = [  # loggers act on nothing: test_loggers.py
+    path.stem
+    for path in sorted((ROOT / "extensions").glob("*.py"))
+    if acts_inside_a_run(path) and not path.stem.startswith("log_")
+]
 
 
 @pytest.fixture
