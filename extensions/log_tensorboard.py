@@ -1,0 +1,33 @@
+"""Each epoch's figures as TensorBoard's curves, in the run's folder.
+
+    python classifier.py --extension log_tensorboard
+    tensorboard --logdir runs
+
+A resumed run goes on in the same curves. Needs the tensorboard package; nothing else here does.
+"""
+
+from dataclasses import dataclass
+
+from training import Extension
+from utils import InputError
+
+
+@dataclass
+class LogTensorBoard(Extension):
+    def __post_init__(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                f"log_tensorboard: {error}: pip install tensorboard, or leave it out"
+            ) from error
+        self._writer_class, self._writer = SummaryWriter, None
+
+    def after_epoch(self, record: dict, folder) -> None:
+        epoch = record["epoch"]
+        if self._writer is None:  # what an interrupted run wrote of this epoch goes
+            self._writer = self._writer_class(folder.path / "tensorboard", purge_step=epoch)
+        for name, value in record.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
