@@ -124,7 +124,7 @@ def fit(
     IGNORED_LABEL); evaluate(model) gives a dict of dev figures. The extensions were applied to the
     model before. A loss that is not finite stops the run.
     """
-    run = _Fit(model, loader, loss_fn, options, folder, worker, list(extensions), forward, log)
+    run = Trainer(model, loader, loss_fn, options, folder, worker, list(extensions), forward, log)
     folder.start(options.resume)
     if options.resume:
         run.restore()
@@ -142,7 +142,7 @@ def fit(
     return run.progress
 
 
-class _Fit:
+class Trainer:
     """The state of one call of `fit`."""
 
     def __init__(self, model, loader, loss_fn, options, folder, worker, extensions, forward, log):

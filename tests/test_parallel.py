@@ -82,7 +82,7 @@ KILLER = f"""import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import classifier, training
 
-save = training._Fit.save
+save = training.Trainer.save
 
 def save_and_die(self):
     save(self)
@@ -91,7 +91,7 @@ def save_and_die(self):
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)  # torchrun ends it
 
-training._Fit.save = save_and_die
+training.Trainer.save = save_and_die
 classifier.main()
 """
 
