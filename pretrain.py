@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import math
-import shutil
 import time
 from dataclasses import asdict, replace
 from itertools import islice
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from batches import batch_loader
-from checkpoint import RunFolder, current_commit, load_model, load_trainable_state
+from checkpoint import RunFolder, load_model, load_trainable_state
 from config import SIZES, GPT2Config
 from corpus import (
     BlockBatches,
@@ -39,7 +38,8 @@ from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, 
 from models.generation import generate
 from models.gpt2 import GPT2Model, backbone, next_token_loss
 from optimizer import AdamW
-from parallel import Worker, hardware, joined_worker, wait_for_main
+from parallel import Worker, joined_worker, wait_for_main
+from stages import tokens_per_step, write_making
 from training import Extension, apply_extensions, fit
 from utils import (
     InputError,
@@ -58,7 +58,6 @@ SHAPES = {
     **SIZES,
 }
 BETAS = (0.9, 0.95)
-FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
 # Dense bf16 FLOP/s of a GPU, from NVIDIA's data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -272,8 +271,8 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
     )
 
 
-def save(args, model: LanguageModel, tokenizer, facts: dict) -> None:
-    """Write the folder: model (with GPT-2's dropout again), tokenizer and training.json."""
+def save(args, model: LanguageModel, tokenizer) -> None:
+    """Write the model (with GPT-2's dropout again) and its tokenizer."""
     out, gpt = Path(args.out), model.gpt.to(getattr(torch, args.dtype))
     defaults = GPT2Config()
     gpt.config = replace(
@@ -283,9 +282,6 @@ def save(args, model: LanguageModel, tokenizer, facts: dict) -> None:
     )
     gpt.save_pretrained(out, end_token=tokenizer.eos_token_id)
     save_tokenizer(tokenizer, out)
-    with atomic_write(out / "training.json") as file:
-        json.dump(facts, file, indent=2)
-        file.write("\n")
 
 
 def run(args, worker: Worker) -> None:
@@ -302,6 +298,7 @@ def run(args, worker: Worker) -> None:
     model.to(worker.device)
     loaders = build_loaders(args, data, worker)
     folder = RunFolder(args.runs_dir, TASK, args.size, vars(args), writes=worker.is_main)
+    progress = None
     if not args.checkpoint:
         torch.manual_seed(args.seed + worker.rank)
         if args.compile:
@@ -312,11 +309,9 @@ def run(args, worker: Worker) -> None:
     figures = evaluate(model, loaders["valid"], worker.device)
     if worker.is_main:
         print(", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures))
-        facts = {"size": args.size, "train": loaders["train"].dataset.facts, **figures}
-        if not args.checkpoint:
-            facts |= training_facts(args, model, progress, worker)
-            copy_log(folder, Path(args.out))
-        save(args, model, tokenizer, facts)
+        text = {"train": loaders["train"].dataset.facts, "parameters": count_parameters(model)}
+        write_making(args, {"size": args.size, **text, **figures}, progress, worker)
+        save(args, model, tokenizer)
         print(f"the model is in {args.out}: --model_size {args.out}")
 
 
@@ -328,30 +323,6 @@ def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker
         f"{tokens_per_step(args, worker):,} tokens, {share:.2f} passes over the text, checkpoints "
         f"in {folder.path}"
     )
-
-
-def tokens_per_step(args, worker: Worker) -> int:
-    return args.batch_size * args.block * args.accumulate * worker.count
-
-
-def training_facts(args, model, progress, worker: Worker) -> dict:
-    return {
-        "parameters": count_parameters(model),
-        "steps": (progress.best_epoch + 1) * args.eval_every,
-        "tokens": (progress.best_epoch + 1) * args.eval_every * tokens_per_step(args, worker),
-        "seconds": round(sum(record["seconds"] for record in progress.history)),
-        "hardware": hardware(worker.device),
-        "torch": torch.__version__,
-        "commit": current_commit(),
-        "flags": {key: value for key, value in vars(args).items() if key not in FACTS_ONLY_HERE}
-        | {name: [Path(file).name for file in getattr(args, name)] for name in ("text", "valid")},
-    }
-
-
-def copy_log(folder: RunFolder, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name in ("metrics.jsonl", "curves.png"):
-        shutil.copyfile(folder.path / name, out / name)
 
 
 def get_args(argv=None):

@@ -14,7 +14,7 @@ LEVELS = {
     0: "config utils optimizer parallel",
     1: "modules checkpoint",
     2: "models dataset batches corpus",
-    3: "evaluation training flags",
+    3: "evaluation training flags stages",
     4: "extensions",
     5: "classifier paraphrase_detection sonnet_generation",
     6: "sanity_check optimizer_test prepare_submit demo pretrain data benchmarks course",
@@ -35,6 +35,8 @@ PEERS = {  # within a level: who may import whom
     ("benchmarks.pretrain", "benchmarks.timing"),
     ("benchmarks.pretraining_pays", "benchmarks.timing"),
     ("benchmarks.pretrain", "pretrain"),
+    ("benchmarks.extensions", "benchmarks.timing"),
+    ("benchmarks.extensions", "pretrain"),
     ("benchmarks.core", "benchmarks.timing"),
 }
 CORE = {0, 1, 2, 3, 5}
