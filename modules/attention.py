@@ -16,6 +16,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
+SHORT = 1024  # keys
+
 
 def causal_attention(query, key, value, padding_mask, dropout):
     """Eq. 1 as it is written, with the (t, s) matrix of scores in plain sight.
@@ -37,9 +39,12 @@ def fused_causal_attention(query, key, value, padding_mask, dropout):
     """The same function through torch's fused kernels, which never hold all the scores at once.
 
     Without padding to hide, the kernel builds the causal mask by itself; a single query, the case
-    of cached decoding, needs none.
+    of cached decoding, needs none. On CPUs in bfloat16 the kernel takes up to twice as long as the
+    plain function while sequences are short.
     """
     t, s = query.shape[-2], key.shape[-2]
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and s <= SHORT:
+        return causal_attention(query, key, value, padding_mask, dropout)
     mask, causal = padding_mask, t > 1
     if causal and (padding_mask is not None or t != s):
         mask = torch.zeros(t, s, dtype=query.dtype, device=query.device)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from modules import attention
 from modules.attention import CausalSelfAttention, causal_attention, fused_causal_attention
 from utils import extended_attention_mask
 
@@ -141,6 +142,25 @@ def attention_of(*, attend=None, dropout: float = 0.0, h: int = 2, d: int = 8, s
     if attend is not None:
         module.attend = attend
     return module
+
+
+@pytest.mark.parametrize("s", [30, attention.SHORT + 1])
+def test_in_bfloat16_a_cpu_takes_the_plain_way_while_keys_are_few(s, monkeypatch):
+    calls = []
+
+    def plain(*inputs):
+        calls.append(inputs)
+        return causal_attention(*inputs)
+
+    monkeypatch.setattr(attention, "causal_attention", plain)
+    query, key, value = (x.float() for x in inputs(s, s, b=1, h=1))
+    exact = causal_attention(query, key, value, None, 0.0)
+    rounded = [x.bfloat16() for x in (query, key, value)]
+    found = fused_causal_attention(*rounded, None, 0.0)
+    assert found.dtype == torch.bfloat16 and len(calls) == (s <= attention.SHORT)
+    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0)
+    fused_causal_attention(query, key, value, None, 0.0)
+    assert len(calls) == (s <= attention.SHORT)
 
 
 def test_transform_projects_and_gives_each_head_its_own_columns():
