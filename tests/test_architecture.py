@@ -30,6 +30,7 @@ PEERS = {  # within a level: who may import whom
     ("models.generation", "models.gpt2"),
     ("batches", "models.gpt2"),
     ("flags", "training"),
+    ("extensions.flash_attention", "extensions.flash_attention_triton"),
     ("extensions.swa", "extensions.ema"),
     ("benchmarks.core", "benchmarks.starter"),
     ("benchmarks.pretrain", "benchmarks.timing"),
