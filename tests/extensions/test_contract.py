@@ -29,13 +29,23 @@ TASKS = {
 SETTINGS: dict[str, tuple[str, str]] = {
     "lora": ("rank=8,targets=all", "1e-2"),
     "prefix": ("length=10", "0.3"),
+    "reft": ("rank=8,first=40", "3e-2"),
     "smart": ("proximal=1", "1e-2"),
 }
 # What two do not do together, and what is said.
+FOR_MATRICES = ("kfac", "muon", "shampoo", "soap")
+OPTIMIZERS = ("llrd", *FOR_MATRICES)
 CONFLICTS = {
+    **{
+        frozenset(pair): "2 extensions bring an optimizer: choose one of them"
+        for pair in itertools.combinations(OPTIMIZERS, 2)
+    },
+    **{
+        frozenset((name, "prefix")): "no matrix of GPT-2's layers is trained"
+        for name in FOR_MATRICES
+    },
+    frozenset(("flash_attention", "sliding_window")): "other attention",
     frozenset(("ema", "swa")): "two averages of the weights: choose one of them",
-    frozenset(("llrd", "muon")): "2 extensions bring an optimizer: choose one of them",
-    frozenset(("muon", "prefix")): "no matrix of GPT-2's layers is trained",
     frozenset(("prefix", "sliding_window")): "it goes with no prefix",
 }
 
