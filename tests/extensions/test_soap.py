@@ -1,0 +1,270 @@
+"""SOAP against its formula in NumPy, Adam on the identity's axes, and rotated quadratics."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from checkpoint import load_tree, save_tree
+from config import GPT2Config
+from extensions.lora import LoRA
+from extensions.soap import Soap, SoapExtension, eigenvalues, eigenvectors, power_iteration
+from models.gpt2 import GPT2Model
+from optimizer import AdamW
+from training import apply_extensions
+from utils import InputError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = nn.Module()
+    model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=64, **shape))
+    model.head = nn.Linear(16, 2)
+    return model.eval()
+
+
+def step(model, optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    states = model.gpt(torch.randint(30, (2, 5)))["last_token"]
+    (model.head(states) - torch.randn(2, 2)).square().sum().backward()
+    optimizer.step()
+
+
+def gradients(shape, count: int) -> list[torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(shape, dtype=torch.float64) for _ in range(count)]
+
+
+def trajectory(grads, *, lr=0.1, weight_decay=0.0, **options) -> list[torch.Tensor]:
+    """The weights after each of these gradients, from 0.1 everywhere."""
+    weight = nn.Parameter(torch.full_like(grads[0], 0.1))
+    optimizer = Soap([weight], SoapExtension(**options), lr=lr, weight_decay=weight_decay)
+    weights = []
+    for grad in grads:
+        weight.grad = grad.clone()
+        optimizer.step()
+        weights.append(weight.detach().clone())
+    return weights
+
+
+def by_formula(grads, *, lr, weight_decay, every, beta1, beta2, max_dim):
+    """The head of extensions/soap.py in NumPy."""
+    weight = np.full(grads[0].shape, 0.1)
+    mean = square = np.zeros(weight.shape)
+    grams, bases, weights = [0.0, 0.0], [np.eye(n) for n in weight.shape], []
+    sides = [i for i in (0, 1) if weight.shape[i] <= max_dim]
+    for t, grad in enumerate(g.numpy() for g in grads):
+        if t > 0:
+            turned = bases[0].T @ grad @ bases[1]
+            mean = beta1 * mean + (1 - beta1) * grad
+            square = beta2 * square + (1 - beta2) * turned**2
+            direction = (bases[0].T @ mean @ bases[1]) / (np.sqrt(square) + 1e-6)
+            rate = lr * math.sqrt(1 - beta2**t) / (1 - beta1**t)
+            weight = weight - rate * bases[0] @ direction @ bases[1].T
+            weight = weight - lr * weight_decay * weight
+        outer = (grad @ grad.T, grad.T @ grad)
+        grams = [beta2 * x + (1 - beta2) * y for x, y in zip(grams, outer, strict=True)]
+        for i in sides:
+            if t == 0:
+                bases[i] = np.linalg.svd(grams[i])[0]
+            elif t % every == 0:
+                order = np.argsort(-np.diag(bases[i].T @ grams[i] @ bases[i]))
+                square = np.take(square, order, axis=i)
+                bases[i] = np.linalg.qr(grams[i] @ bases[i][:, order])[0]
+        weights.append(torch.from_numpy(weight))
+    return weights
+
+
+# -- the bases ---------------------------------------------------------------------------------
+
+
+def random_gram(size: int) -> torch.Tensor:
+    torch.manual_seed(size)
+    x = torch.randn(size, size, dtype=torch.float64)
+    return x @ x.T
+
+
+def test_power_iterations_turn_any_basis_into_the_eigenvectors():
+    gram = random_gram(5)
+    basis, off_diagonal = torch.eye(5, dtype=torch.float64), []
+    for _ in range(60):
+        basis = power_iteration(gram, basis)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(5, dtype=torch.float64))
+        seen = basis.T @ gram @ basis
+        off_diagonal.append(float((seen - seen.diagonal().diag()).norm()))
+    assert off_diagonal[-1] < 1e-3 * off_diagonal[0]
+    found = eigenvalues(gram, basis)
+    torch.testing.assert_close(found, torch.linalg.eigvalsh(gram).flip(0), atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_basis_has_the_largest_eigenvalue_first():
+    gram = random_gram(6)
+    found = eigenvalues(gram, eigenvectors(gram))
+    torch.testing.assert_close(found, torch.linalg.eigvalsh(gram).flip(0))
+
+
+# -- the optimizer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape, max_dim", [((5, 5), 9), ((4, 6), 4), ((6, 4), 4), ((5, 5), 1)])
+@pytest.mark.parametrize(
+    "options", [{"every": 1}, {"every": 2, "beta1": 0.8, "beta2": 0.7}, {"beta1": 0.0}], ids=str
+)
+def test_the_trajectory_is_the_formula_s(shape, max_dim, options):
+    """A side with more axes than its first gradient has directions would leave some open."""
+    grads = gradients(shape, 9)
+    how = {"lr": 0.1, "weight_decay": 0.2, "max_dim": max_dim}
+    expected = by_formula(grads, **{**vars(SoapExtension()), **how, **options})
+    for found, wanted in zip(trajectory(grads, **how, **options), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_the_first_gradient_moves_nothing():
+    first, second = trajectory(gradients((4, 6), 2), weight_decay=0.5)
+    assert torch.equal(first, torch.full((4, 6), 0.1, dtype=torch.float64))
+    assert not torch.equal(first, second)
+
+
+def test_on_the_identity_s_axes_it_is_the_project_s_adamw():
+    grads = gradients((4, 6), 8)
+    ours, theirs = (nn.Parameter(torch.full_like(grads[0], 0.1)) for _ in range(2))
+    soap = Soap([ours], SoapExtension(every=100), lr=0.1, weight_decay=0.2)
+    adamw = AdamW([theirs], lr=0.1, betas=(0.95, 0.95), weight_decay=0.2)
+    ours.grad = grads[0]
+    soap.step()
+    soap.state[ours]["bases"] = [torch.eye(n, dtype=torch.float64) for n in (4, 6)]
+    for grad in grads[1:]:
+        ours.grad, theirs.grad = grad.clone(), grad.clone()
+        soap.step()
+        adamw.step()
+        torch.testing.assert_close(ours, theirs)
+    assert (ours - 0.1).abs().max() > 0.1
+
+
+def losses_on_a_quadratic(make_optimizer, *, rotated: bool) -> list[float]:
+    """½ ⟨W, H W K⟩ from a fixed start, H and K steep along some axes, those of W or others."""
+    torch.manual_seed(2)
+    turns = [torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64)).Q for _ in range(2)]
+    start = torch.randn(5, 5, dtype=torch.float64)
+    left, right = turns if rotated else (torch.eye(5, dtype=torch.float64),) * 2
+    steep = torch.diag(torch.logspace(0, 2, 5, dtype=torch.float64))
+    h, k = left @ steep @ left.T, right @ steep @ right.T
+    weight = nn.Parameter(left @ start @ right.T)
+    optimizer, losses = make_optimizer(weight), []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = 0.5 * (weight * (h @ weight @ k)).sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_a_quadratic_with_rotated_axes_falls_as_the_unrotated_one():
+    def soap(weight):
+        return Soap([weight], SoapExtension(every=2), lr=0.05)
+
+    plain, rotated = (losses_on_a_quadratic(soap, rotated=r) for r in (False, True))
+    assert rotated == pytest.approx(plain, rel=1e-3)
+    assert rotated[-1] < 1e-3 * rotated[0]
+
+    def adamw(weight):
+        return AdamW([weight], lr=0.05, betas=(0.95, 0.95))
+
+    plain, rotated = (losses_on_a_quadratic(adamw, rotated=r) for r in (False, True))
+    assert rotated[-1] > 3 * plain[-1]
+
+
+# -- what it covers ----------------------------------------------------------------------------
+
+
+def test_matrices_but_embeddings_are_covered_and_the_rest_is_listed_for_adamw(model):
+    optimizer = SoapExtension().make_optimizer(model, 0.1, 0.0)
+    covered, others = optimizer.coverage["soap"], optimizer.coverage["adamw"]
+    assert sorted(covered + others) == sorted(name for name, _ in model.named_parameters())
+    assert len(covered) == 2 * 6 + 1 and "head.weight" in covered
+    assert all(name.endswith("weight") and "norm" not in name for name in covered)
+    assert {"gpt.word_embedding.weight", "gpt.pos_embedding.weight", "head.bias"} < set(others)
+    assert all(repr(name) in repr(optimizer) for name in covered + others)
+
+
+def test_no_side_longer_than_max_dim_gets_a_basis(model):
+    optimizer = SoapExtension(max_dim=16).make_optimizer(model, 0.1, 0.0)
+    step(model, optimizer, seed=1)
+    state = optimizer.state[model.gpt.gpt_layers[0].interm_dense.weight]
+    assert [q if q is None else len(q) for q in state["bases"]] == [None, 16]
+    state = optimizer.state[model.gpt.word_embedding.weight]
+    assert state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+    with pytest.raises(InputError, match="a side of at most max_dim=15"):
+        SoapExtension(max_dim=15).make_optimizer(model, 0.1, 0.0)
+
+
+def test_what_goes_to_adamw_moves_as_with_adamw(model):
+    twin = nn.Module()
+    twin.gpt, twin.head = GPT2Model(model.gpt.config).eval(), nn.Linear(16, 2)
+    twin.load_state_dict(model.state_dict())
+    optimizer = SoapExtension().make_optimizer(model, 0.01, 0.1)
+    step(model, optimizer, seed=1)
+    step(twin, AdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
+    ours, theirs = model.state_dict(), twin.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["adamw"])
+    assert not any(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["soap"])
+
+
+def test_lora_s_matrices_are_covered_and_begin_with_their_first_gradient(model):
+    apply_extensions(model, [LoRA(rank=2)])
+    optimizer = SoapExtension().make_optimizer(model, 0.1, 0.0)
+    query = model.gpt.gpt_layers[0].self_attention.query
+    assert "gpt.gpt_layers.0.self_attention.query.A.weight" in optimizer.coverage["soap"]
+    start = query.A.weight.detach().clone()
+    for seed in (1, 2):  # B, which is 0, moves in the second step
+        step(model, optimizer, seed)
+        assert not optimizer.state[query.A.weight] and optimizer.state[query.B.weight]
+    for seed in (3, 4):
+        step(model, optimizer, seed)
+    assert not torch.equal(query.A.weight, start) and query.A.weight.isfinite().all()
+
+
+def test_its_state_comes_back_from_a_file(model, tmp_path):
+    optimizer = SoapExtension(every=3, max_dim=16).make_optimizer(model, 0.01, 0.1)
+    for seed in range(5):
+        step(model, optimizer, seed)
+    save_tree(tmp_path / "f", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    tree = load_tree(tmp_path / "f")
+    again = SoapExtension().make_optimizer(model, 0.5, 0.0)
+    again.load_state_dict(tree["optimizer"])
+    ends = []
+    for opt in (optimizer, again):
+        model.load_state_dict(tree["model"])
+        for seed in (7, 8, 9, 10):
+            step(model, opt, seed)
+        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+# -- mistakes ----------------------------------------------------------------------------------
+
+
+def test_without_a_matrix_to_train_it_says_so(model):
+    model.gpt.requires_grad_(False)
+    with pytest.raises(InputError, match="no matrix of GPT-2's layers is trained"):
+        SoapExtension().make_optimizer(model, 0.1, 0.0)
+
+
+@pytest.mark.parametrize("when", [0, 2])
+def test_a_gradient_that_is_not_finite_is_said(when):
+    grads = gradients((3, 4), 4)
+    grads[when][1, 2] = math.nan
+    with pytest.raises(InputError, match="a gradient is not finite: give a smaller --lr"):
+        trajectory(grads, every=3)
+
+
+@pytest.mark.parametrize("options", [{"every": 0}, {"max_dim": 0}, {"beta1": 1.0}, {"beta2": -0.1}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(InputError, match=r"soap: .*expected"):
+        SoapExtension(**options)
