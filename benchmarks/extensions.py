@@ -1,0 +1,287 @@
+"""What techniques cost: parameters, time and memory, against plain fine-tuning in the same run.
+
+    python benchmarks/extensions.py                       # all three parts, on a GPU by --use_gpu
+
+techniques: each extension on one size, a classifier's training steps. sizes: the larger models with
+and without adapters and gradient checkpointing. attention: forward and backward of each kind of
+attention alone, by length. Every measurement has a process of its own, so that its peak memory is
+its own; they alternate in rounds. Weights and tokens are random, which serves for time and memory.
+Results, with the hardware named, go to benchmarks/results/extensions.json and extensions.png.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+from argparse import Namespace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import classifier
+from batches import TokenDataset, make_loader
+from benchmarks.timing import environment, seconds, summary, write_results
+from checkpoint import RunFolder
+from config import SIZES
+from flags import load_extensions
+from modules.attention import causal_attention, fused_causal_attention
+from parallel import Worker
+from pretrain import SHAPES
+from training import FitOptions, Trainer
+from utils import atomic_path, command
+
+PLAIN = ""
+TECHNIQUES = [
+    PLAIN,
+    "lora",
+    "lora:dora=true",
+    "reft",
+    "prefix",
+    "qat",
+    "smart",
+    "smart:proximal=1",
+    "rdrop",
+    "llrd",
+    "muon",
+    "soap",
+    "shampoo",
+    "kfac",
+    "ema",
+    "swa",
+    "sliding_window",
+    "flash_attention",
+    "gradient_checkpointing",
+]
+LARGE = [PLAIN, "gradient_checkpointing", "lora", "lora gradient_checkpointing"]
+LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
+HEADS, HEAD_SIZE, WINDOW = 4, 64, 256
+MOST_SCORES = 2**29  # of (h, t, t): beyond it a dense attention takes more than some 10 GB
+MEGABYTE = 2**20
+
+
+# -- one measurement, in a process of its own -----------------------------------------------------
+
+
+def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, bf16: bool) -> dict:
+    """Parameters, seconds a step and peak MB of a classifier trained with extensions.
+
+    shape: b rows of t tokens; flags: extensions with a space between.
+    """
+    worker, extensions = _worker(use_gpu), load_extensions(flags.split())
+    settings = {"num_labels": 5, "hidden_dropout_prob": 0.3, "fine_tune_mode": "full-model"}
+    settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
+    torch.manual_seed(0)
+    model = classifier.build_model(Namespace(**settings), pretrained=False).to(worker.device)
+    (b, t), steps = shape, 3
+    tokens = torch.randint(SHAPES[size].vocab_size, (steps * b, t)).tolist()
+    names = [str(i) for i in range(len(tokens))]
+    data = TokenDataset(tokens, names, [i % 5 for i in range(len(tokens))])
+    trainer = Trainer(
+        model,
+        make_loader(data, b),
+        classifier.loss_fn,
+        FitOptions(epochs=2, lr=1e-5, metric="nothing", bf16=bf16),
+        RunFolder("runs", "bench", "extensions", {}, writes=False),
+        worker,
+        extensions,
+        lambda model, batch: model(batch["token_ids"], batch["attention_mask"]),
+        lambda message: None,
+    )
+    trainer.train_epoch()
+    trainer.progress.step = 0
+    elapsed = seconds(trainer.train_epoch)
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    return {"trained": sum(trained), "seconds": elapsed / steps, "peak_mb": peak_mb(worker)}
+
+
+def measure_attention(kind: str, t: int, use_gpu: bool, bf16: bool) -> dict:
+    """Seconds of forward and backward, and peak MB, of one head-split batch (1, h, t, k)."""
+    worker, attend = _worker(use_gpu), attentions()[kind]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    inputs = [
+        torch.randn(1, HEADS, t, HEAD_SIZE, device=worker.device, dtype=dtype, requires_grad=True)
+        for _ in range(3)
+    ]
+
+    def both():
+        attend(*inputs, None, 0.0).sum().backward()
+
+    both()
+    repeats = max(1, min(20, 2**21 // (t * t)))
+    elapsed = seconds(lambda: [both() for _ in range(repeats)]) / repeats
+    return {"seconds": elapsed, "peak_mb": peak_mb(worker)}
+
+
+def attentions() -> dict:
+    """Functions with the signature of `causal_attention`, by name."""
+    from extensions.flash_attention import flash_attention
+    from extensions.sliding_window import windowed_attention
+
+    return {
+        "dense": causal_attention,
+        "torch SDPA": fused_causal_attention,
+        "flash_attention": partial(flash_attention, block=128),
+        "sliding_window": partial(windowed_attention, window=WINDOW, sinks=4),
+    }
+
+
+def _worker(use_gpu: bool) -> Worker:
+    return Worker(torch.device("cuda" if use_gpu else "cpu"))
+
+
+def peak_mb(worker: Worker) -> float:
+    """Of the GPU's tensors, or of this process's resident memory, torch itself included."""
+    if worker.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
+
+
+# -- rounds of measurements ----------------------------------------------------------------------
+
+
+def alternate(work: dict, repeats: int) -> dict[str, dict]:
+    """Each key's figures, medians over `repeats` rounds; work: key -> a call without arguments."""
+    found: dict[str, list[dict]] = {key: [] for key in work}
+    for _ in range(repeats):
+        for key, call in work.items():
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as process:
+                found[key].append(process.submit(call).result())
+            print(f"{key or 'plain'}: {found[key][-1]}", flush=True)
+    return {key: _medians(figures) for key, figures in found.items()}
+
+
+def _medians(figures: list[dict]) -> dict:
+    middle = {name: statistics.median(f[name] for f in figures) for name in figures[0]}
+    return middle | {"seconds": summary([f["seconds"] for f in figures])}
+
+
+def techniques(args) -> dict:
+    work = {
+        flags: partial(measure_step, args.size, flags, (8, 64), args.use_gpu, args.bf16)
+        for flags in TECHNIQUES
+    }
+    return {"size": args.size, "b, t": [8, 64], "figures": alternate(work, args.repeats)}
+
+
+def sizes(args) -> dict:
+    work = {
+        f"{size}: {flags}": partial(measure_step, size, flags, (8, 64), args.use_gpu, args.bf16)
+        for size in args.sizes
+        for flags in LARGE
+        if args.use_gpu or size != "gpt2-xl" or "lora" in flags  # 25 GB of weights and moments
+    }
+    return {"b, t": [8, 64], "figures": alternate(work, 1)}
+
+
+def attention(args) -> dict:
+    kinds = ["dense", "torch SDPA", "flash_attention", "sliding_window"]
+    work = {
+        f"{kind}: {t}": partial(measure_attention, kind, t, args.use_gpu, args.bf16)
+        for t in LENGTHS
+        for kind in kinds
+        if kind != "dense" or HEADS * t * t <= MOST_SCORES
+    }
+    shape = {"heads": HEADS, "head_size": HEAD_SIZE, "window": WINDOW}
+    return {**shape, "figures": alternate(work, 1)}
+
+
+PARTS = {"techniques": techniques, "sizes": sizes, "attention": attention}
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def step_table(figures: dict[str, dict]) -> str:
+    """Markdown: a row a case, times and memory also as ratios to the plain case before it."""
+    lines = [
+        "| | trained parameters | ms a step | time | peak MB | memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in figures.items():
+        if name == PLAIN or name.endswith(": "):
+            plain = found
+        ms, mb = 1000 * found["seconds"]["median"], found["peak_mb"]
+        time = found["seconds"]["median"] / plain["seconds"]["median"]
+        memory = mb / plain["peak_mb"]
+        label = f"`{name}`" if name and not name.endswith(": ") else f"{name}plain"
+        cells = f"{found['trained']:,} | {ms:,.0f} | {time:.2f}× | {mb:,.0f} | {memory:.2f}×"
+        lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+def attention_table(figures: dict[str, dict]) -> str:
+    """Markdown: a row a length, a column a kind: milliseconds, and peak MB."""
+    kinds = list(dict.fromkeys(key.split(": ")[0] for key in figures))
+    lengths = list(dict.fromkeys(int(key.split(": ")[1]) for key in figures))
+    lines = [f"| t | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
+    for t in lengths:
+        cells = []
+        for kind in kinds:
+            found = figures.get(f"{kind}: {t}")
+            cell = "–"
+            if found:
+                cell = f"{1000 * found['seconds']['median']:,.1f} ms, {found['peak_mb']:,.0f} MB"
+            cells.append(cell)
+        lines.append(f"| {t:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(figures: dict[str, dict], path) -> None:
+    """Time and memory of each kind of attention by length, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for kind in dict.fromkeys(key.split(": ")[0] for key in figures):
+        rows = [(int(k.split(": ")[1]), f) for k, f in figures.items() if k.startswith(f"{kind}:")]
+        lengths = [t for t, _ in rows]
+        left.loglog(lengths, [f["seconds"]["median"] for _, f in rows], "o-", label=kind)
+        right.loglog(lengths, [f["peak_mb"] for _, f in rows], "o-", label=kind)
+    left.set(xlabel="positions", ylabel="seconds, forward and backward")
+    right.set(xlabel="positions", ylabel="peak memory of the process, MB")
+    left.legend()
+    figure.savefig(path, dpi=150, format="png")
+    pyplot.close(figure)
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of the techniques' part")
+    large = [size for size in SIZES if size != "gpt2"]
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=large)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of the techniques' part")
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--out", default="benchmarks/results/extensions.json")
+    args = parser.parse_args()
+    here = Path(__file__).resolve().parent  # where this file's name hides extensions/
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
+    path = Path(args.out)
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    for part in args.parts:
+        device = torch.device("cuda" if args.use_gpu else "cpu")
+        facts = {**environment(device), "bf16": args.bf16}
+        results[part] = PARTS[part](args) | facts
+        write_results(path, results)
+        figures = results[part]["figures"]
+        print(attention_table(figures) if part == "attention" else step_table(figures))
+        if part == "attention":
+            with atomic_path(path.with_suffix(".png")) as picture:
+                draw(figures, picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The benchmark of techniques measures what it says, every technique, in processes of their own."""
+
+import json
+from functools import partial
+
+import pytest
+
+import pretrain
+from benchmarks import extensions as benchmark
+from config import GPT2Config
+from utils import ROOT
+
+TINY = GPT2Config(
+    vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(pretrain.SHAPES, "tiny", TINY)
+
+
+def test_every_technique_is_measured():
+    files = {path.stem for path in (ROOT / "extensions").glob("*.py")}
+    programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
+    techniques = {name for name in files - programs if not name.startswith("log_")}
+    techniques = {name for name in techniques if not name.endswith("_triton")}
+    measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES}
+    assert techniques | {""} == measured
+
+
+def test_a_step_s_figures(tiny):
+    plain, lora = (
+        benchmark.measure_step("tiny", flags, (2, 8), False, False) for flags in ("", "lora:rank=2")
+    )
+    d, l, v = 32, 2, 40  # noqa: E741
+    layer = 4 * (d * d + d) + 2 * d * 64 + 64 + d + 4 * d
+    assert plain["trained"] == (v + 1024) * d + l * layer + 2 * d + 5 * d + 5
+    assert lora["trained"] < plain["trained"] / 5
+    assert plain["seconds"] > 0 and plain["peak_mb"] > 50
+
+
+@pytest.mark.parametrize("kind", ["dense", "torch SDPA", "flash_attention", "sliding_window"])
+def test_an_attention_s_figures(kind):
+    found = benchmark.measure_attention(kind, 64, False, False)
+    assert found["seconds"] > 0 and found["peak_mb"] > 50
+
+
+def fake(name: str, seconds: float, *, peak_mb: float = 10.0) -> dict:
+    return {"trained": 1000, "seconds": seconds, "peak_mb": peak_mb}
+
+
+def test_rounds_alternate_and_give_medians(capsys):
+    work = {key: partial(fake, key, at) for key, at in (("", 1.0), ("lora", 2.0))}
+    found = benchmark.alternate(work, 3)
+    assert found["lora"]["seconds"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    order = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert order == ["plain", "lora"] * 3
+    table = benchmark.step_table(found)
+    assert "| plain | 1,000 | 1,000 | 1.00× | 10 | 1.00× |" in table
+    assert "| `lora` | 1,000 | 2,000 | 2.00× | 10 | 1.00× |" in table
+
+
+def test_sizes_are_compared_with_their_own_plain_run():
+    figures = {}
+    for name, at in (("a: ", 1.0), ("a: lora", 0.5), ("b: ", 4.0), ("b: lora", 3.0)):
+        figures[name] = fake(name, at) | {"seconds": {"median": at, "min": at, "max": at}}
+    table = benchmark.step_table(figures)
+    assert "| `a: lora` | 1,000 | 500 | 0.50× |" in table
+    assert "| `b: lora` | 1,000 | 3,000 | 0.75× |" in table
+
+
+def test_the_picture_and_table_of_attentions(tmp_path):
+    figures = {
+        f"{kind}: {t}": {"seconds": {"median": t / 1e6}, "peak_mb": t / 10}
+        for kind in ("dense", "torch SDPA")
+        for t in (256, 512)
+        if (kind, t) != ("dense", 512)
+    }
+    assert "| 512 | – | 0.5 ms, 51 MB |" in benchmark.attention_table(figures)
+    benchmark.draw(figures, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    json.dumps(figures)
