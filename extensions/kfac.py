@@ -20,14 +20,21 @@ is momentum=0,graft=false.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
 from batches import count_targets
-from optimizer import AdamW
+from extensions.matrix_optimizer import (
+    MatrixOptimizer,
+    check_covered,
+    grafted,
+    groups,
+    move,
+    running_mean,
+)
 from training import Extension
 from utils import InputError
 
@@ -60,8 +67,7 @@ class KfacExtension(Extension):
             for name, module in model.named_modules()
             if type(module) is nn.Linear and module.weight.requires_grad
         }
-        if not any("gpt_layers" in name for name in linears):
-            raise InputError("kfac: no matrix of GPT-2's layers is trained: leave it out")
+        check_covered(linears, "kfac")
         self.optimizer = Kfac(model, linears, self, lr=lr, weight_decay=weight_decay)
         return self.optimizer
 
@@ -71,8 +77,10 @@ class KfacExtension(Extension):
         return 0.0
 
 
-class Kfac(AdamW):
-    """The project's AdamW, in which the linears given by name move as the formula above says."""
+class Kfac(MatrixOptimizer):
+    """AdamW, in which the linears given by name move as the formula above says."""
+
+    rule = "kfac"
 
     def __init__(self, model, linears, options: KfacExtension, *, lr=1e-3, weight_decay=0.0):
         covered = {
@@ -81,18 +89,10 @@ class Kfac(AdamW):
             for part, p in linear.named_parameters(recurse=False)
             if p.requires_grad
         }
-        others = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in covered}
-        groups = [{"params": list(covered.items()), "rule": "kfac", **asdict(options)}]
-        groups += [{"params": list(others.items()), "rule": "adamw"}] if others else []
-        super().__init__(groups, lr=lr, weight_decay=weight_decay)
-        self.param_groups[0]["betas"] = (options.momentum, self.defaults["betas"][1])
+        params = groups(model, covered, self.rule)
+        super().__init__(params, options, lr=lr, weight_decay=weight_decay)
         self.collectors = {m.weight: Collector(name, m) for name, m in linears.items()}
         self.targets = 0
-
-    @property
-    def coverage(self) -> dict[str, list[str]]:
-        """The names of the parameters that move by each rule."""
-        return {group["rule"]: group["param_names"] for group in self.param_groups}
 
     def __getstate__(self):
         return super().__getstate__() | {"collectors": self.collectors, "targets": self.targets}
@@ -132,9 +132,7 @@ class Kfac(AdamW):
         state["step"] += 1
         direction = self._direction(grad, state, group)
         for part, change in zip(parts, split_like(direction, parts), strict=True):
-            part.add_(change, alpha=-group["lr"])
-            if group["weight_decay"]:
-                part.mul_(1 - group["lr"] * group["weight_decay"])
+            move(part, change, group)
 
     def _average(self, collector, state, group) -> None:
         """Take what all workers collected in this step into A and G."""
@@ -154,16 +152,10 @@ class Kfac(AdamW):
 
     def _direction(self, grad, state, group) -> torch.Tensor:
         """D, as long as AdamW's step at a learning rate of 1 if it is grafted."""
-        (beta1, beta2), t = group["betas"], state["step"]
-        state["exp_avg"].lerp_(grad, 1 - beta1)
-        mean = state["exp_avg"] / (1 - beta1**t)
+        mean = running_mean(grad, state, group["momentum"])
         direction = state["output_inverse"] @ mean @ state["input_inverse"]
         if group["graft"]:
-            state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            scale = state["exp_avg_sq"].sqrt() + group["eps"]
-            adamw = mean * math.sqrt(1 - beta2**t) / scale
-            shortest = torch.finfo(direction.dtype).tiny
-            direction = direction * (adamw.norm() / direction.norm().clamp(min=shortest))
+            direction = grafted(direction, grad, mean, state=state, group=group)
         return direction
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from optimizer import AdamW
+from extensions.matrix_optimizer import MatrixOptimizer, check_covered, groups, matrices
 from parallel import has_bf16_units
 from training import Extension
 from utils import InputError
@@ -46,40 +46,24 @@ class MuonExtension(Extension):
             )
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
-        trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        matrices = {n: p for n, p in trainable.items() if p.dim() == 2 and "gpt_layers" in n}
-        if not matrices:
-            raise InputError("muon: no matrix of GPT-2's layers is trained: leave it out")
-        others = [p for name, p in trainable.items() if name not in matrices]
-        groups = [{"params": list(matrices.values()), "muon": True}]
-        groups += [{"params": others, "muon": False}] if others else []
-        return Muon(
-            groups, lr=lr, weight_decay=weight_decay, momentum=self.momentum, steps=self.steps
-        )
+        covered = {name: p for name, p in matrices(model).items() if "gpt_layers" in name}
+        check_covered(covered, "muon")
+        return Muon(groups(model, covered, "muon"), self, lr=lr, weight_decay=weight_decay)
 
 
-class Muon(AdamW):
-    """The project's AdamW, in which groups with `muon` true move as the formula above says."""
+class Muon(MatrixOptimizer):
+    """AdamW, in which groups of the rule "muon" move as the formula above says."""
 
-    def __init__(self, params, lr=1e-3, weight_decay=0.0, momentum=0.95, steps=5):
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group.setdefault("muon", True)
-            group.update(momentum=momentum, steps=steps)
+    rule = "muon"
 
-    def _update(self, param, group) -> None:
-        if not group["muon"]:
-            super()._update(param, group)
-            return
-        state = self.state[param]
+    def direction(self, param, group):
+        state, momentum = self.state[param], group["momentum"]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        state["momentum"].lerp_(param.grad, 1 - group["momentum"])
-        ahead = param.grad.lerp(state["momentum"], group["momentum"])
-        direction = newton_schulz(ahead, group["steps"]).to(param.dtype)
-        param.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(param.shape)))
-        if group["weight_decay"]:
-            param.mul_(1 - group["lr"] * group["weight_decay"])
+        state["momentum"].lerp_(param.grad, 1 - momentum)
+        ahead = param.grad.lerp(state["momentum"], momentum)
+        orthogonal = newton_schulz(ahead, group["steps"]).to(param.dtype)
+        return 0.2 * math.sqrt(max(param.shape)) * orthogonal
 
 
 def newton_schulz(matrix: torch.Tensor, steps: int, dtype: torch.dtype | None = None):

@@ -20,13 +20,18 @@ when a root is taken, where the paper starts with L = R = ε I.
     python classifier.py --extension lora --extension shampoo:every=20
 """
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from optimizer import AdamW
+from extensions.matrix_optimizer import (
+    MatrixOptimizer,
+    check_covered,
+    grafted,
+    groups,
+    matrices,
+    running_mean,
+)
 from training import Extension
 from utils import InputError
 
@@ -54,56 +59,35 @@ class ShampooExtension(Extension):
             )
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
-        embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        covered = {
-            name: p
-            for name, p in trained.items()
-            if p.dim() == 2 and p not in embeddings and min(p.shape) <= self.max_dim
-        }
-        if not any("gpt_layers" in name for name in covered):
-            raise InputError(
-                f"shampoo: no matrix of GPT-2's layers is trained that has a side of at most "
-                f"max_dim={self.max_dim}: leave it out"
-            )
-        others = {name: p for name, p in trained.items() if name not in covered}
-        groups = [{"params": list(covered.items()), "rule": "shampoo"}]
-        groups += [{"params": list(others.items()), "rule": "adamw"}] if others else []
-        return Shampoo(groups, self, lr=lr, weight_decay=weight_decay)
+        covered = matrices(model, self.max_dim)
+        check_covered(covered, "shampoo", f" that has a side of at most max_dim={self.max_dim}")
+        params = groups(model, covered, "shampoo")
+        return Shampoo(params, self, lr=lr, weight_decay=weight_decay)
 
 
-class Shampoo(AdamW):
-    """The project's AdamW, in which groups of the rule "shampoo" move as the formula above says."""
+class Shampoo(MatrixOptimizer):
+    """AdamW, in which groups of the rule "shampoo" move as the formula above says."""
 
-    def __init__(self, params, options: ShampooExtension, *, lr=1e-3, weight_decay=0.0):
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group.setdefault("rule", "shampoo")
-            if group["rule"] == "shampoo":
-                group.update(asdict(options), betas=(options.momentum, group["betas"][1]))
+    rule = "shampoo"
 
-    @property
-    def coverage(self) -> dict[str, list[str]]:
-        """The names of the parameters that move by each rule."""
-        return {group["rule"]: group["param_names"] for group in self.param_groups}
-
-    def _update(self, param, group) -> None:
-        if group["rule"] == "adamw":
-            super()._update(param, group)
-            return
-        state = self.state[param]
+    def direction(self, param, group):
+        """D, as long as AdamW's step at a learning rate of 1 if it is grafted."""
+        grad, state = param.grad, self.state[param]
         if not state:
-            if not param.grad.any():
-                return  # LoRA's A, in its first step: nothing is known of it yet
+            if not grad.any():
+                return None  # LoRA's A, in its first step: nothing is known of it yet
             state.update(first_state(param, group["max_dim"]))
         state["step"] += 1
-        gather(state["grams"], param.grad, group["decay"])
+        gather(state["grams"], grad, group["decay"])
         if (state["step"] - 1) % group["every"] == 0:
             state["roots"] = self._roots(state, group)
-        direction = self._direction(param.grad, state, group)
-        param.add_(direction, alpha=-group["lr"])
-        if group["weight_decay"]:
-            param.mul_(1 - group["lr"] * group["weight_decay"])
+        mean = running_mean(grad, state, group["momentum"])
+        left, right = state["roots"]
+        direction = mean if left is None else left @ mean
+        direction = direction if right is None else direction @ right
+        if group["graft"]:
+            direction = grafted(direction, grad, mean, state=state, group=group)
+        return direction
 
     def _roots(self, state, group) -> list:
         """L and R to the power −1/4, or the one that there is to the power −1/2."""
@@ -116,22 +100,6 @@ class Shampoo(AdamW):
             None if gram is None else inverse_root(gram / share, power, group["ridge"])
             for gram in state["grams"]
         ]
-
-    def _direction(self, grad, state, group) -> torch.Tensor:
-        """D, as long as AdamW's step at a learning rate of 1 if it is grafted."""
-        (beta1, beta2), t = group["betas"], state["step"]
-        state["exp_avg"].lerp_(grad, 1 - beta1)
-        mean = state["exp_avg"] / (1 - beta1**t)
-        left, right = state["roots"]
-        direction = mean if left is None else left @ mean
-        direction = direction if right is None else direction @ right
-        if group["graft"]:
-            state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-            scale = state["exp_avg_sq"].sqrt() + group["eps"]
-            adamw = mean * math.sqrt(1 - beta2**t) / scale
-            shortest = torch.finfo(direction.dtype).tiny
-            direction = direction * (adamw.norm() / direction.norm().clamp(min=shortest))
-        return direction
 
 
 def first_state(param, max_dim: int) -> dict:

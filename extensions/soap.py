@@ -19,12 +19,11 @@ rows and columns with them, and in ε and decay, which are as in this project's 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from optimizer import AdamW
+from extensions.matrix_optimizer import MatrixOptimizer, check_covered, groups, matrices
 from training import Extension
 from utils import InputError
 
@@ -49,62 +48,35 @@ class SoapExtension(Extension):
             )
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
-        embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        covered = {
-            name: p
-            for name, p in trained.items()
-            if p.dim() == 2 and p not in embeddings and min(p.shape) <= self.max_dim
-        }
-        if not any("gpt_layers" in name for name in covered):
-            raise InputError(
-                f"soap: no matrix of GPT-2's layers is trained that has a side of at most "
-                f"max_dim={self.max_dim}: leave it out"
-            )
-        others = {name: p for name, p in trained.items() if name not in covered}
-        groups = [{"params": list(covered.items()), "rule": "soap"}]
-        groups += [{"params": list(others.items()), "rule": "adamw"}] if others else []
-        return Soap(groups, self, lr=lr, weight_decay=weight_decay)
+        covered = matrices(model, self.max_dim)
+        check_covered(covered, "soap", f" that has a side of at most max_dim={self.max_dim}")
+        params = groups(model, covered, "soap")
+        return Soap(params, self, lr=lr, weight_decay=weight_decay)
 
 
-class Soap(AdamW):
-    """The project's AdamW, in which groups of the rule "soap" move as the formula above says."""
+class Soap(MatrixOptimizer):
+    """AdamW, in which groups of the rule "soap" move as the formula above says."""
 
-    def __init__(self, params, options: SoapExtension, *, lr=1e-3, weight_decay=0.0):
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
-        for group in self.param_groups:
-            group.setdefault("rule", "soap")
-            if group["rule"] == "soap":
-                group.update(asdict(options), betas=(options.beta1, options.beta2))
+    rule = "soap"
 
-    @property
-    def coverage(self) -> dict[str, list[str]]:
-        """The names of the parameters that move by each rule."""
-        return {group["rule"]: group["param_names"] for group in self.param_groups}
-
-    def _update(self, param, group) -> None:
-        if group["rule"] == "adamw":
-            super()._update(param, group)
-            return
-        (beta1, beta2), grad, state = group["betas"], param.grad, self.state[param]
+    def direction(self, param, group):
+        """Adam's step on the axes of the bases, turned back; the first gradient gives the bases."""
+        beta1, beta2, grad, state = group["beta1"], group["beta2"], param.grad, self.state[param]
         if not state:
             if grad.any():  # LoRA's A has none in its first step
                 state.update(first_state(grad, beta2=beta2, max_dim=group["max_dim"]))
-            return
+            return None
         state["step"] += 1
         t, (left, right) = state["step"], state["bases"]
         turned = turn(grad, left, right)
         state["exp_avg"].lerp_(grad, 1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(turned, turned, value=1 - beta2)
-        direction = turn(state["exp_avg"], left, right)
-        direction = turn_back(direction / (state["exp_avg_sq"].sqrt() + group["eps"]), left, right)
-        step_size = group["lr"] * math.sqrt(1 - beta2**t) / (1 - beta1**t)
-        param.add_(direction, alpha=-step_size)
-        if group["weight_decay"]:
-            param.mul_(1 - group["lr"] * group["weight_decay"])
+        scaled = turn(state["exp_avg"], left, right) / (state["exp_avg_sq"].sqrt() + group["eps"])
+        direction = turn_back(scaled, left, right)
         gather(state["grams"], grad, beta2)
         if t % group["every"] == 0:
             refresh(state)
+        return direction * (math.sqrt(1 - beta2**t) / (1 - beta1**t))
 
 
 def first_state(grad, *, beta2: float, max_dim: int) -> dict:

@@ -46,7 +46,7 @@ def test_the_trajectory_is_torch_s(shape, momentum, monkeypatch):
     ours, theirs = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.zeros(shape))
     theirs.data.copy_(ours.data)
     start = ours.detach().clone()
-    mine = Muon([ours], lr=0.1, momentum=momentum)
+    mine = Muon([ours], MuonExtension(momentum=momentum), lr=0.1)
     other = torch.optim.Muon(
         [theirs], lr=0.1, weight_decay=0.0, momentum=momentum, adjust_lr_fn="match_rms_adamw"
     )
@@ -86,21 +86,23 @@ def test_it_iterates_in_bfloat16_where_there_are_units(units, monkeypatch):
 def test_a_zero_gradient_moves_nothing():
     weight = nn.Parameter(torch.ones(4, 6))
     weight.grad = torch.zeros(4, 6)
-    Muon([weight], lr=0.1).step()
+    Muon([weight], MuonExtension(), lr=0.1).step()
     assert torch.equal(weight.detach(), torch.ones(4, 6))
 
 
 def test_decay_comes_after_the_update_and_is_decoupled():
     weight = nn.Parameter(torch.full((4, 6), 2.0))
     weight.grad = torch.zeros(4, 6)
-    Muon([weight], lr=0.1, weight_decay=0.5).step()
+    Muon([weight], MuonExtension(), lr=0.1, weight_decay=0.5).step()
     torch.testing.assert_close(weight.detach(), torch.full((4, 6), 1.9))
 
 
 def test_matrices_of_the_layers_go_to_muon_and_the_rest_to_adamw(model):
     optimizer = MuonExtension().make_optimizer(model, 0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = {g["muon"]: {names[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+    groups = {
+        g["rule"] == "muon": {names[id(p)] for p in g["params"]} for g in optimizer.param_groups
+    }
     assert groups[True] | groups[False] == set(names.values())
     assert all("gpt_layers" in name and name.endswith("weight") for name in groups[True])
     assert not any("norm" in name for name in groups[True])

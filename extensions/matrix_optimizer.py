@@ -1,0 +1,88 @@
+"""What optimizers for matrices share: which parameters are theirs, and AdamW for all others."""
+
+import math
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from optimizer import AdamW
+from utils import InputError
+
+
+class MatrixOptimizer(AdamW):
+    """The project's AdamW, in which the groups of a subclass's `rule` move by its `direction`.
+
+    W ← W − lr · direction,  then the decay, as in AdamW.
+    """
+
+    rule: str
+
+    def __init__(self, params, options, *, lr=1e-3, weight_decay=0.0):
+        """params: as `groups` gives them; options: a dataclass, whose fields the groups get."""
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        for group in self.param_groups:
+            group.setdefault("rule", self.rule)
+            if group["rule"] == self.rule:
+                group.update(asdict(options))
+
+    @property
+    def coverage(self) -> dict[str, list[str]]:
+        """The names of the parameters that move by each rule."""
+        return {group["rule"]: group["param_names"] for group in self.param_groups}
+
+    def direction(self, param, group) -> torch.Tensor | None:
+        """Where a matrix moves to, of its shape; None: not in this step."""
+        raise NotImplementedError
+
+    def _update(self, param, group) -> None:
+        if group["rule"] == "adamw":
+            super()._update(param, group)
+        elif (direction := self.direction(param, group)) is not None:
+            move(param, direction, group)
+
+
+def move(param, direction, group) -> None:
+    param.add_(direction, alpha=-group["lr"])
+    if group["weight_decay"]:
+        param.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+def matrices(model, max_dim: float = math.inf) -> dict[str, nn.Parameter]:
+    """The trained matrices by name, embeddings apart, of which a side is at most max_dim long."""
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.dim() == 2 and p not in embeddings and min(p.shape) <= max_dim
+    }
+
+
+def check_covered(names, rule: str, limit: str = "") -> None:
+    """Refuse a rule that covers nothing of GPT-2's layers; limit: what it asks of a matrix."""
+    if not any("gpt_layers" in name for name in names):
+        raise InputError(f"{rule}: no matrix of GPT-2's layers is trained{limit}: leave it out")
+
+
+def groups(model, covered: dict, rule: str) -> list[dict]:
+    """Parameter groups with names: those covered by a rule, and all other trained ones."""
+    named = model.named_parameters()
+    others = {name: p for name, p in named if p.requires_grad and name not in covered}
+    found = [{"params": list(covered.items()), "rule": rule}]
+    return found + ([{"params": list(others.items()), "rule": "adamw"}] if others else [])
+
+
+def running_mean(grad, state: dict, beta1: float) -> torch.Tensor:
+    """Take G into the running mean; returns it free of the bias of its start."""
+    state["exp_avg"].lerp_(grad, 1 - beta1)
+    return state["exp_avg"] / (1 - beta1 ** state["step"])
+
+
+def grafted(direction, grad, mean, *, state: dict, group: dict) -> torch.Tensor:
+    """D made as long as AdamW's step at a learning rate of 1: Agarwal et al. 2020."""
+    beta2 = group["betas"][1]
+    state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    scale = state["exp_avg_sq"].sqrt() + group["eps"]
+    adamw = mean * math.sqrt(1 - beta2 ** state["step"]) / scale
+    shortest = torch.finfo(direction.dtype).tiny
+    return direction * (adamw.norm() / direction.norm().clamp(min=shortest))
