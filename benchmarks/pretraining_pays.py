@@ -1,95 +1,41 @@
 """Does pre-training pay? gpt2-mini, the same network with random weights, and a bag of words.
 
-    python benchmarks/pretraining_pays.py --data_dir data
+    python benchmarks/pretraining_pays.py --bf16 --jobs 2
 
-Each run is the task's own program, started as a person would start it; its figure is the dev
-score of its best epoch (of sonnets the dev perplexity). Both networks try the same learning rates
-with the first seed and keep the better one. `--jobs` runs go on at a time, each with its share of
-the cores. The results file keeps every run: what is in it is not run again, so that an interrupted
-study goes on where it stopped.
+How runs are made, chosen and kept: benchmarks/study.py.
 """
 
 import argparse
-import hashlib
-import json
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import environment, write_results
+from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
 from dataset import read_pairs, read_sentiment
 from models.gpt2 import GPT2Model
-from utils import BUNDLED, ROOT, InputError, command, load_tokenizer
+from utils import command, load_tokenizer
 
-STARTS = ("random weights", "gpt2-mini")
-BAG = "bag of words"
-
-
-class Task:
-    """A program, its flags, and where its figure stands in metrics.jsonl."""
-
-    def __init__(self, words: str, metric: str = "dev_acc", best=max):
-        self.words, self.metric, self.best = words.split(), metric, best
+BAG, RANDOM, MINI = "bag of words", "random weights", "gpt2-mini"
 
 
-TASKS = {
-    "sst": Task(
-        "classifier.py --fine-tune-mode full-model --dataset sst --batch_size 32 --epochs 4"
-    ),
-    "cfimdb": Task("classifier.py --fine-tune-mode full-model --dataset cfimdb --epochs 2"),
-    "paraphrase": Task("paraphrase_detection.py --batch_size 32 --epochs 2"),
-    "sonnet": Task(
-        "sonnet_generation.py --epochs 12 --patience 0 --max_new_tokens 1", "dev_perplexity", min
-    ),
-}
+def flags_of(start: str, seed: int, folder: str) -> list[str]:
+    return ["--model_size", random_model(folder, seed) if start == RANDOM else "gpt2-mini"]
 
 
-def random_folder(seed: int) -> str:
-    """gpt2-mini's shape and tokenizer with weights as before pre-training."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-random-"))
+def random_model(folder: str, seed: int) -> str:
+    """gpt2-mini's shape and tokenizer with weights as before pre-training, in a folder there."""
+    folder = Path(folder) / "random"
     config = GPT2Model.from_pretrained("gpt2-mini").config
     tokenizer = load_tokenizer("gpt2-mini")
     torch.manual_seed(seed)
     GPT2Model(replace(config)).save_pretrained(folder, end_token=tokenizer.eos_token_id)
     tokenizer.save_pretrained(folder)
     return str(folder)
-
-
-def fine_tune(args, name: str, start: str, *, seed: int, lr: float) -> float:
-    """The best dev figure of one run of a task's program."""
-    task = TASKS[name]
-    model = random_folder(seed) if start == "random weights" else start
-    with tempfile.TemporaryDirectory(prefix="bench-pays-") as folder:
-        words = [sys.executable, *task.words, "--model_size", model, "--data_dir", args.data_dir]
-        words += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", folder]
-        words += ["--schedule", "linear", "--warmup", "0.1", "--clip", "1"]
-        words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
-        words += ["--limit", str(args.limit)] if args.limit else []
-        words += output_flags(name, folder)
-        share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
-        env = os.environ | share
-        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
-        [path] = Path(folder).glob("*/metrics.jsonl")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return task.best(json.loads(line)[task.metric] for line in lines)
-
-
-def output_flags(name: str, folder: str) -> list[str]:
-    """Predictions of a study go beside its checkpoints, not into predictions/."""
-    names = {"paraphrase": ("para_dev_out", "para_test_out")}
-    names["sonnet"] = ("dev_sonnet_out", "sonnet_out")
-    flags = names.get(name, ("dev_out", "test_out"))
-    return [word for flag in flags for word in (f"--{flag}", f"{folder}/{flag}")]
 
 
 def bag_of_words(args, name: str) -> float:
@@ -125,93 +71,24 @@ def bag_of_words(args, name: str) -> float:
     return float(LogisticRegression(max_iter=2000).fit(x[0], y[0]).score(x[1], y[1]))
 
 
-class Study:
-    """The runs so far, on disk after each."""
-
-    def __init__(self, args):
-        self.args, self.path, self.lock = args, Path(args.out), threading.Lock()
-        settings = {"limit": args.limit, "bf16": args.bf16, "checkpoint": fingerprint()}
-        self.results = {**settings, "runs": {}}
-        if self.path.exists():
-            self.results |= json.loads(self.path.read_text(encoding="utf-8"))
-            unlike = [name for name in settings if self.results.get(name) != settings[name]]
-            if unlike:
-                raise InputError(
-                    f"{self.path}: made with another {', '.join(unlike)}: give another --out"
-                )
-
-    def figure(self, key: str, work) -> float:
-        """The figure of a run, done now if it was not before."""
-        if key not in self.results["runs"]:
-            value = work()
-            with self.lock:
-                self.results["runs"][key] = value
-                self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
-                self.results["jobs"] = self.args.jobs
-                write_results(self.path, self.results)
-        print(f"{key}: {self.results['runs'][key]:.4f}", flush=True)
-        return self.results["runs"][key]
-
-    def run(self) -> None:
-        """All runs of all tasks."""
-        with ThreadPoolExecutor(self.args.jobs) as pool:
-            work = [
-                pool.submit(self.run_task, name, start)
-                for name in self.args.tasks
-                for start in (BAG, *STARTS)
-            ]
-            for part in work:
-                part.result()
-
-    def run_task(self, name: str, start: str) -> None:
-        """One task from one start: all rates with the first seed, the better with the others."""
-        if start == BAG:
-            if name != "sonnet":
-                self.figure(f"{name}, {BAG}", lambda: bag_of_words(self.args, name))
-            return
-        first, *others = self.args.seeds
-        tried = {lr: self._fine_tune(name, start, first, lr) for lr in self.args.lrs}
-        lr = TASKS[name].best(tried, key=tried.get)
-        for seed in others:
-            self._fine_tune(name, start, seed, lr)
-
-    def _fine_tune(self, name: str, start: str, seed: int, lr: float) -> float:
-        key = f"{name}, {start}, lr {lr:g}, seed {seed}"
-        return self.figure(key, lambda: fine_tune(self.args, name, start, seed=seed, lr=lr))
-
-
-def fingerprint() -> str:
-    """By which figures of one gpt2-mini are told from those of another."""
-    weights = (BUNDLED["gpt2-mini"] / "model.safetensors").read_bytes()
-    return f"gpt2-mini {hashlib.sha256(weights).hexdigest()[:12]}"
-
-
-def scores(runs: dict[str, float], name: str, start: str) -> tuple[str, list[float]]:
-    """The learning rate that was kept, and its figures, one a seed."""
-    by_rate: dict[str, list[float]] = {}
-    for key, value in runs.items():
-        task, who, *rest = key.split(", ")
-        if (task, who) == (name, start):
-            by_rate.setdefault(rest[0] if rest else "", []).append(value)
-    first = {rate: values[0] for rate, values in by_rate.items()}
-    rate = TASKS[name].best(first, key=first.get)
-    return rate, by_rate[rate]
+def run(study: Study) -> None:
+    """All contestants in all tasks."""
+    calls = []
+    for name in study.args.tasks:
+        if name != "sonnet":
+            words = partial(bag_of_words, study.args, name)
+            calls.append(partial(study.figure, f"{name}, {BAG}", words))
+        for start in (RANDOM, MINI):
+            calls.append(partial(study.contest, name, start, partial(flags_of, start)))
+    study.side_by_side(calls)
 
 
 def table(results: dict) -> str:
     """Markdown: a row a task, mean ± standard deviation over the seeds."""
-    lines = ["| task | bag of words | random weights | gpt2-mini |", "|---|---|---|---|"]
+    lines = [f"| task | {BAG} | {RANDOM} | {MINI} |", "|---|---|---|---|"]
     for name, task in TASKS.items():
-        cells = []
-        for start in (BAG, *STARTS):
-            try:
-                _, values = scores(results["runs"], name, start)
-            except ValueError:
-                cells.append("–")
-                continue
-            digits = 3 if task.metric == "dev_acc" else 1
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.{digits}f}{spread}")
+        found = [scores(results["runs"], name, start)[1] for start in (BAG, RANDOM, MINI)]
+        cells = [task.say(values) if values else "–" for values in found]
         lines.append(f"| {name}, {task.metric.replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -219,21 +96,10 @@ def table(results: dict) -> str:
 @command
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--lrs", nargs="+", type=float, default=[3e-4, 1e-3])
-    parser.add_argument("--limit", type=int, help="first N rows of each file")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--use_gpu", action="store_true")
-    parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--out", default="benchmarks/results/pretraining_pays.json")
-    args = parser.parse_args()
-    args.data_dir = str(Path(args.data_dir).resolve())
-    if not BUNDLED["gpt2-mini"].is_dir():
-        raise InputError(f"{BUNDLED['gpt2-mini']}: not there: train it by pretrain.py first")
-    study = Study(args)
-    study.run()
+    out = "benchmarks/results/pretraining_pays.json"
+    add_study_arguments(parser, out=out, tasks=list(TASKS), lrs=[3e-4, 1e-3])
+    study = Study(parse(parser))
+    run(study)
     print(table(study.results))
 
 

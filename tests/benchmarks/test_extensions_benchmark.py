@@ -10,6 +10,8 @@ from benchmarks import extensions as benchmark
 from config import GPT2Config
 from utils import ROOT
 
+pytest.importorskip("extensions.lora", reason="no extensions/ here")
+
 TINY = GPT2Config(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
 )

@@ -1,0 +1,89 @@
+"""Do techniques help? Each of extensions/ on gpt2-mini, against plain fine-tuning.
+
+    python benchmarks/techniques_help.py --bf16 --jobs 2
+
+How runs are made, chosen and kept: benchmarks/study.py.
+"""
+
+import argparse
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
+from utils import command
+
+PLAIN = "plain"
+CONTESTANTS = [
+    PLAIN,
+    "lora:rank=16,targets=all",
+    "lora:rank=16,targets=all,dora=true",
+    "reft:rank=8",
+    "prefix",
+    "smart",
+    "smart:proximal=1",
+    "rdrop",
+    "llrd:decay=0.8",
+    "ema",
+    "swa:start=500,every=50",
+    "muon",
+    "soap",
+    "shampoo",
+    "kfac",
+    "qat",
+    "qat:bits=4",
+    "sliding_window:window=32",
+]
+
+
+def flags_of(who: str, seed: int, folder: str) -> list[str]:
+    return ["--model_size", "gpt2-mini", *([] if who == PLAIN else ["--extension", who])]
+
+
+def run(study: Study) -> None:
+    study.side_by_side(
+        partial(study.contest, name, who, partial(flags_of, who))
+        for name in study.args.tasks
+        for who in CONTESTANTS
+    )
+
+
+def table(results: dict) -> str:
+    """Markdown: a row a contestant, a column a task; the difference to plain is seed by seed."""
+    runs = results["runs"]
+    names = [name for name in TASKS if scores(runs, name, PLAIN)[1]]
+    columns = [f"{name}, {TASKS[name].metric.replace('_', ' ')} | against plain" for name in names]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|---|" * len(names)]
+    for who in CONTESTANTS:
+        cells = [_cells(runs, name, who) for name in names]
+        lines.append(f"| {who if who == PLAIN else f'`{who}`'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cells(runs: dict[str, float], name: str, who: str) -> str:
+    (rate, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    if not values:
+        return "– | –"
+    own = f"{TASKS[name].say(values)} ({rate})"
+    if who == PLAIN or len(values) != len(plain):
+        return f"{own} | –"
+    differences = [a - b for a, b in zip(values, plain, strict=True)]
+    spread = f" ± {statistics.stdev(differences):.3f}" if len(differences) > 1 else ""
+    return f"{own} | {statistics.mean(differences):+.3f}{spread}"
+
+
+@command
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    out = "benchmarks/results/techniques_help.json"
+    add_study_arguments(parser, out=out, tasks=["sst"], lrs=[3e-4, 1e-3, 3e-3])
+    study = Study(parse(parser))
+    run(study)
+    print(table(study.results))
+
+
+if __name__ == "__main__":
+    main()
