@@ -11,12 +11,9 @@ Results, with the hardware named, go to benchmarks/results/extensions.json and e
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import sys
 from argparse import Namespace
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import classifier
 from batches import TokenDataset, make_loader
-from benchmarks.timing import environment, seconds, summary, write_results
+from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
 from checkpoint import RunFolder
 from config import SIZES
 from flags import load_extensions
@@ -63,7 +60,6 @@ LARGE = [PLAIN, "gradient_checkpointing", "lora", "lora gradient_checkpointing"]
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
 HEADS, HEAD_SIZE, WINDOW = 4, 64, 256
 MOST_SCORES = 2**29  # of (h, t, t): beyond it a dense attention takes more than some 10 GB
-MEGABYTE = 2**20
 
 
 # -- one measurement, in a process of its own -----------------------------------------------------
@@ -98,7 +94,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
     trainer.progress.step = 0
     elapsed = seconds(trainer.train_epoch)
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
-    return {"trained": sum(trained), "seconds": elapsed / steps, "peak_mb": peak_mb(worker)}
+    return {"trained": sum(trained), "seconds": elapsed / steps, "peak_mb": peak_mb(worker.device)}
 
 
 def measure_attention(kind: str, t: int, use_gpu: bool, bf16: bool) -> dict:
@@ -116,7 +112,7 @@ def measure_attention(kind: str, t: int, use_gpu: bool, bf16: bool) -> dict:
     both()
     repeats = max(1, min(20, 2**21 // (t * t)))
     elapsed = seconds(lambda: [both() for _ in range(repeats)]) / repeats
-    return {"seconds": elapsed, "peak_mb": peak_mb(worker)}
+    return {"seconds": elapsed, "peak_mb": peak_mb(worker.device)}
 
 
 def attentions() -> dict:
@@ -136,14 +132,6 @@ def _worker(use_gpu: bool) -> Worker:
     return Worker(torch.device("cuda" if use_gpu else "cpu"))
 
 
-def peak_mb(worker: Worker) -> float:
-    """Of the GPU's tensors, or of this process's resident memory, torch itself included."""
-    if worker.device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / MEGABYTE
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
-
-
 # -- rounds of measurements ----------------------------------------------------------------------
 
 
@@ -152,9 +140,7 @@ def alternate(work: dict, repeats: int) -> dict[str, dict]:
     found: dict[str, list[dict]] = {key: [] for key in work}
     for _ in range(repeats):
         for key, call in work.items():
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as process:
-                found[key].append(process.submit(call).result())
+            found[key].append(alone(call))
             print(f"{key or 'plain'}: {found[key][-1]}", flush=True)
     return {key: _medians(figures) for key, figures in found.items()}
 

@@ -1,10 +1,15 @@
-"""How things are timed here: peers alternate in one process, medians of several, hardware named."""
+"""How things are timed here: peers alternate, medians of several, memory of one process alone."""
 
+import contextlib
 import json
+import multiprocessing
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -12,6 +17,9 @@ import torch
 from checkpoint import current_commit
 from parallel import hardware
 from utils import atomic_write
+
+MEGABYTE = 2**20
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -44,6 +52,67 @@ def alternate(peers: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
 
 def summary(times: list[float]) -> dict[str, float]:
     return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+
+
+class Alone:
+    """An object in a process of its own, which waits between its turns: its memory is its own."""
+
+    def __init__(self, make: Callable, *arguments):
+        self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        try:
+            self.pool.submit(_keep, make, arguments).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, method: str, *arguments):
+        """What the object's method returns."""
+        return self.pool.submit(_ask, method, arguments).result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+_kept: list = []  # in the process of an `Alone`: its object
+
+
+def _keep(make: Callable, arguments) -> None:
+    _kept[:] = [make(*arguments)]
+
+
+def _ask(method: str, arguments):
+    return getattr(_kept[0], method)(*arguments)
+
+
+def alone(work: Callable, *arguments):
+    """The result of one call in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_mb` count from here, where the machine can do that: not what loading took."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif FORGET.exists():
+        with contextlib.suppress(OSError):
+            FORGET.write_text("5", encoding="utf-8")  # see proc(5)
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory so far: of the GPU's tensors, or resident of this process, torch included.
+
+    Linux's ru_maxrss may hold the peak of the process that started this one: VmHWM does not.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEGABYTE
+    if STATUS.exists():
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024 / MEGABYTE
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
 
 def environment(device: torch.device) -> dict[str, str]:

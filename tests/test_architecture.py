@@ -36,7 +36,6 @@ PEERS = {  # within a level: who may import whom
     ("extensions.muon", "extensions.matrix_optimizer"),
     ("extensions.shampoo", "extensions.matrix_optimizer"),
     ("extensions.soap", "extensions.matrix_optimizer"),
-    ("benchmarks.core", "benchmarks.starter"),
     ("benchmarks.pretrain", "benchmarks.timing"),
     ("benchmarks.study", "benchmarks.timing"),
     ("benchmarks.pretraining_pays", "benchmarks.study"),
@@ -44,7 +43,22 @@ PEERS = {  # within a level: who may import whom
     ("benchmarks.pretrain", "pretrain"),
     ("benchmarks.extensions", "benchmarks.timing"),
     ("benchmarks.extensions", "pretrain"),
-    ("benchmarks.core", "benchmarks.timing"),
+    ("benchmarks.scaling", "pretrain"),
+}
+BENCHMARKS = {  # the one program of many small files: who of them imports whom
+    "core": "jobs limits match random_checkpoint report timing",
+    "counts": "jobs",
+    "huggingface": "peer",
+    "limits": "timing",
+    "match": "counts huggingface jobs limits peers timing",
+    "peer": "jobs timing",
+    "peers": "peer starter",
+    "scaling": "counts power_law report starter timing",
+}
+PEERS |= {
+    (f"benchmarks.{module}", f"benchmarks.{name}")
+    for module, names in BENCHMARKS.items()
+    for name in names.split()
 }
 CORE = {0, 1, 2, 3, 5}
 TASKS = LEVELS[5].split()

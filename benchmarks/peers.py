@@ -1,0 +1,177 @@
+"""Who does the jobs: the starter's plain completion, torch's optimizer, and ours.
+
+transformers is in `huggingface.py`.
+"""
+
+import tempfile
+
+import torch
+
+import classifier
+import paraphrase_detection
+import sonnet_generation
+from batches import TokenDataset, forward_tokens, make_loader, next_token_labels
+from benchmarks import starter
+from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
+from checkpoint import RunFolder
+from classifier import NUM_LABELS
+from evaluation import predict
+from flags import fit_options
+from models.base_gpt import read_weights
+from optimizer import AdamW
+from parallel import Worker
+from training import Trainer
+
+PROGRAMS = dict.fromkeys(NUM_LABELS, classifier) | {
+    "paraphrase": paraphrase_detection,
+    "sonnet": sonnet_generation,
+}
+DROPOUT = 0.3
+
+
+class Starter(Peer):
+    """benchmarks/starter.py."""
+
+    def build(self):
+        config, task = self.load.config, self.job.task
+        if task == "sonnet":
+            model = starter.StarterSonnetGPT(config)
+        elif task == "paraphrase":
+            model = starter.StarterParaphraseGPT(config)
+        else:
+            labels = self.load.classes
+            model = starter.StarterSentimentClassifier(config, labels, DROPOUT, self.job.mode)
+            _set_head(model.classifier, self.load.head())
+        starter.load_huggingface(model.gpt, read_weights(self.load.folder))
+        return model
+
+    def output_layer(self):
+        return self.model.classifier
+
+    def logits(self, batch):
+        logits = super().logits(batch)
+        return logits[:, self.load.answers] if self.job.task == "paraphrase" else logits
+
+    def make_optimizer(self, parameters):
+        return starter.StarterAdamW(parameters, lr=HEAD_RATE)
+
+    def loader(self, rows, shuffle=True):
+        labels = self.load.answers if self.job.task == "paraphrase" else range(self.load.classes)
+        records = [(row.text, labels[row.label], row.sent_id) for row in rows]
+        return starter.sentiment_loader(
+            records, self.load.tokenizer, self.job.batch_size, shuffle=shuffle
+        )
+
+    def train(self, rows):
+        optimizer = starter.StarterAdamW(self.model.parameters(), lr=FULL_RATE)
+        loader = self.loader(rows)
+        return lambda: starter.train_epoch(self.model, loader, optimizer)
+
+    def train_head(self, rows):
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = starter.StarterAdamW(trained, lr=HEAD_RATE)
+        loaders = self.loader(rows), self.loader(self.load.dev, shuffle=False)
+        return lambda: starter.fit_sentiment(self.model, *loaders, optimizer, self.job.epochs)
+
+    def evaluate(self, rows):
+        loader = self.loader(rows, shuffle=False)
+        return lambda: starter.evaluate(self.model, loader)
+
+    def decode(self, rows):
+        tokenizer, most = self.load.tokenizer, self.settings.new_tokens
+        tokenizer.eos_token = None  # every sonnet gets all its tokens, from every peer
+
+        def work():
+            for row in rows:
+                starter.generate(self.model, tokenizer, row.text, most, TEMPERATURE, TOP_P)
+
+        return work
+
+
+@torch.no_grad()
+def _set_head(linear, weight) -> None:
+    linear.weight.copy_(weight)
+    linear.bias.zero_()
+
+
+class TorchFused(Peer):
+    """torch.optim.AdamW's fused step."""
+
+    def make_optimizer(self, parameters):
+        return torch.optim.AdamW(parameters, HEAD_RATE, eps=1e-6, weight_decay=0.0, fused=True)
+
+
+class Ours(Peer):
+    """The course's programs as this project has them; no checkpoints of whole models."""
+
+    @classmethod
+    def precision(cls, job, settings):
+        return "bfloat16" if settings.bf16 and job.kind == "train" else "float32"
+
+    def build(self):
+        self.program, self.worker = PROGRAMS[self.job.task], Worker(self.device)
+        words = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
+        words += ["--use_gpu"] * self.settings.use_gpu
+        words += ["--bf16"] * (self.precision(self.job, self.settings) == "bfloat16")
+        sentiment = self.program is classifier
+        words += ["--fine-tune-mode", self.job.mode] * sentiment
+        if self.job.kind == "decode":
+            words += ["--max_new_tokens", str(self.settings.new_tokens)]
+            words += ["--temperature", str(TEMPERATURE), "--top_p", str(TOP_P)]
+        self.flags = self.program.get_args(words)
+        if sentiment:
+            self.flags.num_labels = self.load.classes
+        elif self.program is paraphrase_detection:
+            self.flags.answer_tokens = self.load.answers
+        model = self.program.build_model(self.flags)
+        if sentiment:
+            _set_head(model.sentiment_head, self.load.head())
+        return model
+
+    def output_layer(self):
+        return self.model.sentiment_head
+
+    def make_optimizer(self, parameters):
+        return AdamW(parameters, lr=HEAD_RATE)
+
+    def loader(self, rows, shuffle=True):
+        tokens, labels = self.load.tokens(rows), [row.label for row in rows]
+        if self.job.task == "sonnet":
+            labels = [next_token_labels(ids) for ids in tokens]
+        dataset = TokenDataset(tokens, [row.sent_id for row in rows], labels)
+        seed = self.settings.seed
+        return make_loader(dataset, self.job.batch_size, seed=seed, shuffle=shuffle)
+
+    def train(self, rows):
+        run = Trainer(
+            self.model,
+            self.loader(rows),
+            self.program.loss_fn,
+            fit_options(self.flags, metric="nothing"),
+            RunFolder("runs", "bench", "core", {}, writes=False),
+            self.worker,
+            extensions=[],
+            forward=forward_tokens,
+            log=lambda message: None,
+        )
+
+        def work():
+            run.train_epoch()
+            if run.micro_batch:  # other peers have no such way out
+                raise torch.OutOfMemoryError(f"{run.micro_batch} rows at a time only")
+
+        return work
+
+    def train_head(self, rows):
+        loaders = {"train": self.loader(rows), "dev": self.loader(self.load.dev, shuffle=False)}
+        folder = tempfile.mkdtemp(dir=self.scratch.name)
+        run = RunFolder(folder, "sst", "bench", vars(self.flags))
+        return lambda: classifier.train(self.flags, self.model, loaders, run, self.worker)
+
+    def evaluate(self, rows):
+        loader = self.loader(rows, shuffle=False)
+        return lambda: predict(self.model, loader, self.device)
+
+    def decode(self, rows):
+        self.model.tokenizer.eos_token = None
+        return lambda: sonnet_generation.complete(self.model, rows, self.flags)

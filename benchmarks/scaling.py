@@ -1,0 +1,271 @@
+"""How the cost of a training step grows: with length, batch size and model size; fitted exponents.
+
+    python benchmarks/scaling.py                            # on a GPU: --use_gpu --bf16
+
+    y = a + c xᵖ        y seconds or bytes, x positions, rows or parameters; p by least squares
+
+The constant a is what does not grow: the optimizer's step, the weights and their moments. Ours and
+the starter's classifier are trained on random tokens, each point in a process of its own. Results,
+with the hardware named, go to benchmarks/results/scaling.json and scaling.png after each point: an
+interrupted run goes on where it stopped.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from argparse import Namespace
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import classifier
+from batches import TokenDataset, forward_tokens, make_loader
+from benchmarks import starter
+from benchmarks.counts import parameters
+from benchmarks.power_law import fit_power_law
+from benchmarks.report import plain_numbers
+from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
+from checkpoint import RunFolder
+from config import GPT2Config
+from parallel import Worker, has_bf16_units, start_worker
+from pretrain import SHAPES
+from training import FitOptions, Trainer
+from utils import InputError, atomic_path, command
+
+PEERS = ("starter", "ours")
+LABELS, DROPOUT, RATE = 5, 0.3, 1e-5
+STEPS = 3
+AXES = {"length": "positions", "batch": "rows", "size": "parameters"}
+FIGURES = {"seconds": "seconds a step", "peak_mb": "peak memory, MB"}
+
+
+# -- one point, in a process of its own -----------------------------------------------------------
+
+
+def measure(peer: str, size: str, shape: tuple[int, int], use_gpu: bool, bf16: bool) -> dict:
+    """The median of three steps' seconds, and peak MB, of training on b rows of t tokens."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    torch.manual_seed(0)
+    step = {"ours": our_step, "starter": starter_step}[peer](SHAPES[size], shape, device, bf16)
+    forget_peak(device)
+    step()
+    return {
+        "seconds": statistics.median(seconds(step) for _ in range(STEPS)),
+        "peak_mb": peak_mb(device),
+    }
+
+
+def our_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
+    """One step of `fit`, the first batch again each time."""
+    settings = {"num_labels": LABELS, "hidden_dropout_prob": DROPOUT, "extension": []}
+    settings |= {"fine_tune_mode": "full-model", "gpt_config": asdict(config)}
+    model = classifier.build_model(Namespace(**settings), pretrained=False).to(device)
+    tokens = random_tokens(config, shape).tolist()
+    data = TokenDataset(tokens, [str(i) for i in range(shape[0])], [0] * shape[0])
+    run = Trainer(
+        model,
+        make_loader(data, shape[0]),
+        classifier.loss_fn,
+        FitOptions(epochs=1, lr=RATE, metric="nothing", bf16=bf16),
+        RunFolder("runs", "bench", "scaling", {}, writes=False),
+        Worker(device),
+        extensions=[],
+        forward=forward_tokens,
+        log=lambda message: None,
+    )
+
+    def step():
+        run.progress.step = 0
+        run.train_epoch()
+        if run.micro_batch:
+            raise torch.OutOfMemoryError(f"{run.micro_batch} rows at a time only")
+
+    return step
+
+
+def starter_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
+    """One step of the starter, in float32 always."""
+    model = starter.StarterSentimentClassifier(config, LABELS, DROPOUT).to(device)
+    optimizer = starter.StarterAdamW(model.parameters(), lr=RATE)
+    tokens = random_tokens(config, shape)
+    labels = torch.zeros(shape[0], dtype=torch.long)
+    batch = {"token_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
+    model.train()
+    return lambda: starter.train_step(model, batch, optimizer)
+
+
+def random_tokens(config: GPT2Config, shape: tuple[int, int]) -> torch.Tensor:
+    return torch.randint(config.vocab_size, shape)
+
+
+# -- all points -----------------------------------------------------------------------------------
+
+
+def points(args) -> dict[str, dict]:
+    """Name of a point -> its part, its x, the size and the shape (b, t)."""
+    found = {}
+    for peer in args.peers:
+        for t in args.lengths:
+            shape = (args.rows, t)
+            found[f"{peer}, length {t}"] = {"x": t, "size": args.size, "shape": shape}
+        for b in args.batches:
+            shape = (b, args.positions)
+            found[f"{peer}, batch {b}"] = {"x": b, "size": args.size, "shape": shape}
+        for size in args.sizes:
+            x, shape = parameters(SHAPES[size]), (args.rows, args.positions)
+            found[f"{peer}, size {size}"] = {"x": x, "size": size, "shape": shape}
+    return found
+
+
+def run(args, results: dict, log) -> None:
+    """Measure each point that the results lack."""
+    for name, point in points(args).items():
+        if name in results["points"]:
+            continue
+        peer = name.split(",")[0]
+        try:
+            figures = alone(measure, peer, point["size"], point["shape"], args.use_gpu, args.bf16)
+        except (torch.OutOfMemoryError, MemoryError, BrokenProcessPool):
+            log(f"{name}: memory does not suffice")
+            continue
+        results["points"][name] = {"x": point["x"], **figures}
+        results["fits"] = fits(results["points"])
+        write_results(Path(args.out), results)
+        log(f"{name}: {figures['seconds']:.3g} s, {figures['peak_mb']:,.0f} MB")
+
+
+def series(found: dict[str, dict], peer: str, part: str) -> list[dict]:
+    """The points of a curve, by x."""
+    chosen = [point for name, point in found.items() if name.startswith(f"{peer}, {part} ")]
+    return sorted(chosen, key=lambda point: point["x"])
+
+
+def fits(found: dict[str, dict]) -> dict[str, dict]:
+    """The fitted law of each curve of three points or more."""
+    laws = {}
+    for peer in PEERS:
+        for part in AXES:
+            curve = series(found, peer, part)
+            for figure in FIGURES if len(curve) > 2 else ():
+                xs, ys = [point["x"] for point in curve], [point[figure] for point in curve]
+                laws[f"{peer}, {part}, {figure}"] = fit_power_law(xs, ys)
+    return laws
+
+
+# -- what is shown --------------------------------------------------------------------------------
+
+
+def table(results: dict) -> str:
+    """Markdown: a row a curve with its exponents of time and of memory."""
+    lines = ["| grows with | peer | time ~ | memory ~ |", "|---|---|---|---|"]
+    for part, axis in AXES.items():
+        for peer in PEERS:
+            laws = [results["fits"].get(f"{peer}, {part}, {figure}") for figure in FIGURES]
+            if all(laws):
+                cells = " | ".join(f"{axis}^{law['exponent']:.2f}" for law in laws)
+                lines.append(f"| {part} | {peer} | {cells} |")
+    return "\n".join(lines)
+
+
+def draw(results: dict, path) -> None:
+    """Time above, memory below, a column for what grows; points, and the fitted laws as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(2, 3, figsize=(11, 6), layout="constrained", sharex="col")
+    for row, (name, words) in zip(grid, FIGURES.items(), strict=True):
+        row[0].set_ylabel(words)
+        for axes, (part, axis) in zip(row, AXES.items(), strict=True):
+            for peer, colour in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
+                _curve(axes, results, f"{peer}, {part}, {name}", colour)
+            axes.set(xscale="log", yscale="log", xlabel=axis if name == "peak_mb" else "")
+            plain_numbers(axes.yaxis)
+            axes.grid(alpha=0.3)
+            if axes.lines:
+                xs = axes.lines[0].get_xdata()
+                axes.set_xticks(xs, [_short(x) for x in xs], minor=False)
+                axes.minorticks_off()
+                axes.legend(fontsize=8)
+    figure.suptitle(results["hardware"], fontsize=10)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    pyplot.close(figure)
+
+
+def _short(x: float) -> str:
+    return f"{x / 1e6:,.0f}M" if x >= 1e6 else f"{x:,}"
+
+
+def _curve(axes, results: dict, name: str, colour: str) -> None:
+    peer, part, figure = name.split(", ")
+    curve = series(results["points"], peer, part)
+    law = results["fits"].get(name)
+    label = f"{peer}: p = {law['exponent']:.2f}" if law else peer
+    if curve:
+        xs = [point["x"] for point in curve]
+        axes.plot(xs, [point[figure] for point in curve], "o", color=colour, label=label)
+    if law:
+        x = np.geomspace(xs[0], xs[-1], 50)
+        axes.plot(x, law["constant"] + law["factor"] * x ** law["exponent"], color=colour)
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of length and batch")
+    parser.add_argument("--lengths", nargs="*", type=int, default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--batches", nargs="*", type=int, help="rows; default: 1 to 32, GPU 256")
+    parser.add_argument("--sizes", nargs="*", choices=SHAPES, help="default: mini to large, GPU xl")
+    parser.add_argument("--rows", type=int, help="of length and size; default: 2, on GPUs 8")
+    parser.add_argument("--positions", type=int, default=64, help="of batch and size")
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--bf16", action="store_true", help="of ours")
+    parser.add_argument("--force", action="store_true", help="begin the file anew")
+    parser.add_argument("--out", default="benchmarks/results/scaling.json")
+    args = parser.parse_args(argv)
+    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
+        raise InputError("--bf16: this CPU has no units for it: add --use_gpu")
+    if args.batches is None:
+        args.batches = [1, 2, 4, 8, 16, 32] + [64, 128, 256] * args.use_gpu
+    if args.sizes is None:
+        args.sizes = ["mini", "gpt2", "gpt2-medium", "gpt2-large"] + ["gpt2-xl"] * args.use_gpu
+    args.rows = args.rows or (8 if args.use_gpu else 2)
+    return args
+
+
+def load(args) -> dict:
+    """The file's results, if it holds any of these very settings."""
+    kept = ("size", "rows", "positions", "bf16")
+    settings = {name: getattr(args, name) for name in kept}
+    facts = environment(start_worker(args.use_gpu).device)
+    path = Path(args.out)
+    if path.exists() and not args.force:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if (before["settings"], before["hardware"]) != (settings, facts["hardware"]):
+            raise InputError(
+                f"{path}: measured on {before['hardware']} with {before['settings']}: give "
+                f"another --out, or --force to begin anew"
+            )
+        return before
+    return {**facts, "settings": settings, "points": {}, "fits": {}}
+
+
+@command
+def main():
+    args = get_args()
+    results = load(args)
+    run(args, results, lambda message: print(message, flush=True))
+    draw(results, Path(args.out).with_suffix(".png"))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Times and memory: peers alternate, a process of its own knows its own peak."""
+
+import os
+
+import pytest
+import torch
+
+from benchmarks.timing import FORGET, Alone, alone, alternate, forget_peak, peak_mb, seconds
+from utils import InputError
+
+CPU = torch.device("cpu")
+
+
+class Counter:
+    """Something to be kept in another process."""
+
+    def __init__(self, start: int):
+        if start < 0:
+            raise InputError("below 0")
+        self.count = start
+
+    def add(self, number: int) -> int:
+        self.count += number
+        return self.count
+
+    def process(self) -> int:
+        return os.getpid()
+
+
+def test_an_object_stays_in_a_process_of_its_own_between_turns():
+    counter = Alone(Counter, 5)
+    try:
+        assert [counter.ask("add", 1), counter.ask("add", 2)] == [6, 8]
+        assert counter.ask("process") == counter.ask("process") != os.getpid()
+    finally:
+        counter.close()
+
+
+def test_what_is_wrong_there_is_said_here():
+    with pytest.raises(InputError, match="below 0"):
+        Alone(Counter, -1)
+    assert alone(divmod, 7, 2) == (3, 1)
+
+
+def test_a_warm_up_round_comes_first_and_peers_take_turns():
+    calls = []
+
+    def timer(name):
+        calls.append(name)
+        return float(len(calls))
+
+    times = alternate({"a": lambda: timer("a"), "b": lambda: timer("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_memory_that_was_given_back_still_counts_until_it_is_forgotten():
+    torch.ones(2**26)  # 256 MB
+    before = peak_mb(CPU)
+    if not (FORGET.exists() and os.access(FORGET, os.W_OK)):
+        pytest.skip("this system cannot forget a peak")
+    forget_peak(CPU)
+    assert peak_mb(CPU) < before - 100
+    torch.ones(2**26)
+    assert peak_mb(CPU) > before - 100
+
+
+def test_seconds_are_those_of_the_call():
+    assert 0 <= seconds(lambda: None) < 1
