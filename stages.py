@@ -87,8 +87,8 @@ def draw(records: list[dict], path) -> None:
     right.plot(millions, [r["bits_per_byte"] for r in records], "s-", color="tab:orange", ms=3)
     right.set_ylabel("validation (bits a byte of text)")
     right.yaxis.label.set_color("tab:orange")
-    starts = [m for m, r in zip(millions, records, strict=True) if r["epoch"] == 0][1:]
-    for start in starts:  # of further stages
-        left.axvline(start, color="gray", linestyle=":")
+    for end, record in zip(millions, records[1:], strict=False):
+        if record["epoch"] == 0:  # of the next stage
+            left.axvline(end, color="gray", linestyle=":")
     figure.savefig(path, dpi=150, format="png")
     pyplot.close(figure)
