@@ -42,7 +42,7 @@ TASKS = {
         "classifier.py --fine-tune-mode full-model --dataset sst --batch_size 32 --epochs 4"
     ),
     "cfimdb": Task("classifier.py --fine-tune-mode full-model --dataset cfimdb --epochs 2"),
-    "paraphrase": Task("paraphrase_detection.py --batch_size 32 --epochs 2"),
+    "paraphrase": Task("paraphrase_detection.py --batch_size 32 --epochs 1"),
     "sonnet": Task(
         "sonnet_generation.py --epochs 12 --patience 0 --max_new_tokens 1", "dev_perplexity", min
     ),
