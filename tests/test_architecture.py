@@ -36,6 +36,8 @@ PEERS = {  # within a level: who may import whom
     ("extensions.muon", "extensions.matrix_optimizer"),
     ("extensions.shampoo", "extensions.matrix_optimizer"),
     ("extensions.soap", "extensions.matrix_optimizer"),
+    ("extensions.preference_batches", "extensions.preference_losses"),
+    ("extensions.preference_batches", "extensions.preference_pairs"),
     ("benchmarks.pretrain", "benchmarks.timing"),
     ("benchmarks.study", "benchmarks.timing"),
     ("benchmarks.pretraining_pays", "benchmarks.study"),

@@ -27,6 +27,7 @@ def test_every_technique_is_measured():
     programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
     techniques = {name for name in files - programs if not name.startswith("log_")}
     techniques -= {"flash_attention_triton", "matrix_optimizer"}
+    techniques -= {"preference_batches", "preference_losses", "preference_pairs"}
     measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES}
     assert techniques | {""} == measured
 

@@ -129,6 +129,7 @@ def test_every_technique_that_changes_numbers_is_a_contestant():
     files = {path.stem for path in (ROOT / "extensions").glob("*.py")}
     same_numbers = {"flash_attention", "gradient_checkpointing"}
     not_techniques = {"flash_attention_triton", "matrix_optimizer"}
+    not_techniques |= {"preference_batches", "preference_losses", "preference_pairs"}
     programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
     loggers = {name for name in files if name.startswith("log_")}
     named = {who.split(":")[0] for who in helps.CONTESTANTS} - {helps.PLAIN}
