@@ -21,7 +21,13 @@ LEVELS = {
 }
 LEVEL = {name: level for level, names in LEVELS.items() for name in names.split()}
 # Techniques that are programs of their own, run outside the one loop.
-PROGRAMS = {f"extensions.{name}": 6 for name in ("dpo", "gptq", "ensemble", "search")}
+PROGRAMS = {
+    f"extensions.{name}": 6
+    for name in (
+        *("dpo", "gptq", "ensemble", "search", "significance", "decoding", "augment"),
+        *("quantize", "quantised_job"),
+    )
+}
 PEERS = {  # within a level: who may import whom
     ("utils", "config"),
     ("parallel", "utils"),
@@ -31,7 +37,15 @@ PEERS = {  # within a level: who may import whom
     ("batches", "models.gpt2"),
     ("flags", "training"),
     ("extensions.flash_attention", "extensions.flash_attention_triton"),
+    ("extensions.augment_text", "extensions.leak_check"),
+    ("extensions.sonnet_form", "extensions.decoding_search"),
     ("extensions.swa", "extensions.ema"),
+    ("extensions.quantised_linear", "extensions.qat"),
+    ("extensions.gptq_rounding", "extensions.qat"),
+    ("extensions.gptq_rounding", "extensions.quantised_linear"),
+    ("extensions.quantize", "extensions.quantised_job"),
+    ("extensions.gptq", "extensions.quantised_job"),
+    ("extensions.gptq", "extensions.quantize"),
     ("extensions.kfac", "extensions.matrix_optimizer"),
     ("extensions.muon", "extensions.matrix_optimizer"),
     ("extensions.shampoo", "extensions.matrix_optimizer"),

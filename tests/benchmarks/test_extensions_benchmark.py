@@ -25,6 +25,10 @@ def tiny(monkeypatch):
 def test_every_technique_is_measured():
     files = {path.stem for path in (ROOT / "extensions").glob("*.py")}
     programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
+    programs |= {"significance", "prediction_files", "ensemble_weights"}
+    programs |= {"augment_text", "leak_check"}
+    programs |= {"decoding_search", "sonnet_form"}
+    programs |= {"quantised_job", "quantised_linear", "gptq_rounding"}
     techniques = {name for name in files - programs if not name.startswith("log_")}
     techniques -= {"flash_attention_triton", "matrix_optimizer"}
     techniques -= {"preference_batches", "preference_losses", "preference_pairs"}

@@ -131,6 +131,10 @@ def test_every_technique_that_changes_numbers_is_a_contestant():
     not_techniques = {"flash_attention_triton", "matrix_optimizer"}
     not_techniques |= {"preference_batches", "preference_losses", "preference_pairs"}
     programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
+    programs |= {"significance", "prediction_files", "ensemble_weights"}
+    programs |= {"augment_text", "leak_check"}
+    programs |= {"decoding_search", "sonnet_form"}
+    programs |= {"quantised_job", "quantised_linear", "gptq_rounding"}
     loggers = {name for name in files if name.startswith("log_")}
     named = {who.split(":")[0] for who in helps.CONTESTANTS} - {helps.PLAIN}
     assert named == files - same_numbers - not_techniques - programs - loggers
