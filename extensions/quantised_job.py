@@ -1,0 +1,265 @@
+"""Any task's checkpoint, opened to be quantised: its model, loaders and figures; files of integers.
+
+A file of integers has the task's name behind "quantised ", so that the task itself refuses it with
+one line, the settings and the recipe by which the model is rebuilt, and everything of the model,
+a frozen backbone included: packed integers with their scales, and the rest in floating point.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+import classifier
+import paraphrase_detection
+import sonnet_generation
+from checkpoint import load_model, load_trainable_state, load_tree, save_tree, trainable_state
+from corpus import save_tokenizer
+from extensions.lora import merge
+from extensions.quantised_linear import LINEARS, Grid, Recipe, dequantise_model, quantise_model
+from parallel import Worker
+from utils import InputError, check_writable, load_tokenizer, seed_everything
+
+QUANTISED = "quantised "
+ABSORBED = {"lora", "qat"}  # they end up in the weights
+TRAINING_ONLY = {"ema", "swa", "smart"}  # they keep tensors that only training reads
+TIMED_SECONDS = 1.0
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A model, and all that its task needs to evaluate it and to predict."""
+
+    task: str
+    model: nn.Module
+    settings: Namespace  # those that rebuild the model
+    args: Namespace  # the task's flags
+    worker: Worker
+    loaders: dict
+
+    @property
+    def module(self) -> ModuleType:
+        return TASKS[self.task].module
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's program, and how its functions are called."""
+
+    module: ModuleType
+    build_loaders: Callable  # (args, model, worker)
+    test: Callable  # (job)
+    outputs: Callable  # (args) -> the files that `test` writes
+    flags: tuple[str, ...] = ()
+
+
+def sentiment(name: str) -> Task:
+    def build_loaders(args, model, worker):
+        limit = model.gpt.config.max_position_embeddings
+        tokenizer = load_tokenizer(args.model_size)
+        return classifier.build_loaders(args, name, tokenizer, limit, worker)
+
+    return Task(
+        classifier,
+        build_loaders,
+        test=lambda job: classifier.test(job.args, job.model, name, job.loaders, job.worker),
+        outputs=lambda args: classifier.output_paths(args, name).values(),
+        flags=("--dataset", name),
+    )
+
+
+def paraphrase_loaders(args, model, worker):
+    limit = model.gpt.config.max_position_embeddings
+    tokenizer = load_tokenizer(args.model_size)
+    return paraphrase_detection.build_loaders(args, tokenizer, limit, worker)
+
+
+def sonnet_loaders(args, model, worker):
+    limit = model.gpt.config.max_position_embeddings
+    return sonnet_generation.build_loaders(args, model.tokenizer, limit, worker)
+
+
+def sonnet_test(job: Job) -> None:
+    prompts = sonnet_generation.read_prompts(job.args, job.model)
+    sonnet_generation.test(job.args, job.model, prompts, job.worker)
+
+
+TASKS = {
+    **{name: sentiment(name) for name in classifier.NUM_LABELS},
+    "paraphrase": Task(
+        paraphrase_detection,
+        paraphrase_loaders,
+        lambda job: paraphrase_detection.test(job.args, job.model, job.loaders, job.worker),
+        lambda args: (args.para_dev_out, args.para_test_out),
+    ),
+    "sonnet": Task(
+        sonnet_generation,
+        sonnet_loaders,
+        sonnet_test,
+        lambda args: (args.sonnet_out, args.dev_sonnet_out),
+    ),
+}
+
+
+def task_of(path, packed: bool) -> str:
+    """The task that a checkpoint is of; packed: whether it should hold integers."""
+    task = str(load_tree(path).get("task"))
+    if task.startswith(QUANTISED) and not packed:
+        raise InputError(
+            f"{path}: quantised already, expected a best.safetensors: use it as it is by "
+            f"--quantised, or give the checkpoint that it was made of"
+        )
+    if packed and not task.startswith(QUANTISED):
+        raise InputError(f"{path}: no file of integers: give it by --checkpoint to quantise it")
+    task = task.removeprefix(QUANTISED)
+    if task not in TASKS:
+        raise InputError(f"{path}: of task {task!r}, expected one of {', '.join(TASKS)}")
+    return task
+
+
+def task_flags(args) -> Namespace:
+    """What is left of the command line, read by the task's own parser; all outputs are checked."""
+    path = args.quantised or args.checkpoint
+    task = TASKS[task_of(path, packed=args.quantised is not None)]
+    own = task.module.get_args([*args.rest, *task.flags, "--checkpoint", str(path)])
+    for output in filter(None, (args.out, args.report, args.dequantised)):
+        if Path(output).resolve() == Path(path).resolve():
+            raise InputError(f"{output}: it would replace what is read: choose another file")
+        check_writable(output)
+    for output in task.outputs(own) if args.predict else ():
+        check_writable(output)
+    return own
+
+
+def open_job(args, own: Namespace, worker: Worker) -> Job:
+    """The model, adapters absorbed, on its device, and its loaders."""
+    if worker.count > 1:
+        raise InputError(f"{worker.count} processes, expected one: start it without torchrun")
+    seed_everything(own.seed)
+    if args.quantised:
+        name = task_of(args.quantised, packed=True)
+        model, settings = load_quantised(args.quantised)
+    else:
+        name = task_of(args.checkpoint, packed=False)
+        build_model = TASKS[name].module.build_model
+        model, settings = absorbed(*load_model(args.checkpoint, name, build_model), build_model)
+    own.model_size = settings.model_size
+    if hasattr(settings, "fine_tune_mode"):
+        own.fine_tune_mode = settings.fine_tune_mode
+    model.to(worker.device).eval()
+    loaders = TASKS[name].build_loaders(own, model, worker)
+    return Job(name, model, settings, own, worker, loaders)
+
+
+@torch.no_grad()
+def absorbed(model, settings: Namespace, build_model: Callable):
+    """(model, settings) without adapters: the same outputs from plain linears.
+
+    LoRA's products join their matrices; Quadapter's α joins a normalisation, and 1/α what reads it.
+    The ranges to which qat rounds inputs are left out.
+    """
+    names = {flag: flag.partition(":")[0] for flag in settings.extension}
+    kept = [flag for flag, name in names.items() if name not in ABSORBED | TRAINING_ONLY]
+    if kept == settings.extension:
+        return model, settings
+    scaled = [(layer, *place) for layer in model.gpt.gpt_layers for place in _scaled(layer)]
+    merge(model)
+    for layer, norm, linears, alpha in scaled:
+        norm.weight.mul_(alpha)
+        norm.bias.mul_(alpha)
+        for name in linears:
+            layer.get_submodule(name).weight.div_(alpha)
+    state = model.state_dict()
+    settings = Namespace(**vars(settings) | {"extension": kept})
+    plain = build_model(settings, pretrained=False)
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain.train(model.training), settings
+
+
+def _scaled(layer) -> list[tuple]:
+    """(normalisation, names of the linears that read it, Quadapter's α between), if there is α."""
+    attention, _, interm, _ = LINEARS
+    places = []
+    for norm, names, reader in (
+        (layer.attention_layer_norm, attention, layer.self_attention),
+        (layer.out_layer_norm, interm, layer.interm_dense),
+    ):
+        alpha = getattr(getattr(reader, "input_quantiser", None), "alpha", None)
+        if alpha is not None:
+            places.append((norm, names, alpha))
+    return places
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def save_quantised(path, job: Job, recipe: Recipe) -> None:
+    """Write the model as it is: integers where the recipe has them, the rest in floating point."""
+    tree = {
+        "task": QUANTISED + job.task,
+        "settings": vars(job.settings),
+        "recipe": asdict(recipe),
+        "model": job.model.state_dict(),
+    }
+    save_tree(path, tree)
+
+
+def load_quantised(path):
+    """(model, settings) of a file of integers; they stay packed in memory, too."""
+    tree = load_tree(path)
+    facts, settings = tree["recipe"], Namespace(**tree["settings"])
+    recipe = Recipe(**facts | {"grid": Grid(**facts["grid"])})
+    module = TASKS[tree["task"].removeprefix(QUANTISED)].module
+    model = module.build_model(settings, pretrained=False)
+    quantise_model(model.gpt, recipe, empty=True)
+    model.requires_grad_(True)  # so that all of it is checked and filled
+    load_trainable_state(model, tree["model"], path)
+    return model.eval(), settings
+
+
+@torch.no_grad()
+def save_dequantised(path, job: Job) -> None:
+    """Write a checkpoint for the task's own --checkpoint, its weights the products s q.
+
+    A frozen backbone is no part of such a file: it goes into a folder beside it, in HuggingFace's
+    format, which the checkpoint's `model_size` then names.
+    """
+    model, settings = job.module.build_model(job.settings, pretrained=False), vars(job.settings)
+    dequantise_model(job.model)
+    model.load_state_dict(job.model.state_dict())
+    if not model.gpt.word_embedding.weight.requires_grad:
+        folder = Path(path).resolve().with_suffix("")
+        tokenizer = load_tokenizer(job.settings.model_size)
+        model.gpt.save_pretrained(folder, end_token=tokenizer.eos_token_id)
+        save_tokenizer(tokenizer, folder)
+        settings = settings | {"model_size": str(folder)}
+    state = trainable_state(model)
+    save_tree(path, {"task": job.task, "settings": settings, "metrics": {}, "model": state})
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def measure(job: Job) -> dict[str, float]:
+    """Dev figures, and the seconds that they take: the quickest of passes that last a second.
+
+    What only a first pass does (loading packages, finding kernels) is done before, on one batch.
+    """
+    loader, device, passes = job.loaders["dev"], job.worker.device, []
+    job.module.evaluate(job.model, [next(iter(loader))], device)
+    while sum(passes) <= TIMED_SECONDS:
+        started = time.perf_counter()
+        figures = job.module.evaluate(job.model, loader, device)  # it ends with numbers on the CPU
+        passes.append(time.perf_counter() - started)
+    return {**figures, "seconds": min(passes)}
+
+
+def listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures)
