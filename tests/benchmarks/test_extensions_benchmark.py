@@ -1,5 +1,6 @@
 """The benchmark of techniques measures what it says, every technique, in processes of their own."""
 
+import contextlib
 import json
 from functools import partial
 
@@ -7,8 +8,10 @@ import pytest
 
 import pretrain
 from benchmarks import extensions as benchmark
+from benchmarks import techniques_help
 from config import GPT2Config
-from utils import ROOT
+from flags import load_extensions
+from utils import ROOT, InputError
 
 pytest.importorskip("extensions.lora", reason="no extensions/ here")
 
@@ -22,18 +25,24 @@ def tiny(monkeypatch):
     monkeypatch.setitem(pretrain.SHAPES, "tiny", TINY)
 
 
+def techniques() -> set[str]:
+    """The names that `--extension` takes, but for the loggers."""
+    names = set()
+    for path in (ROOT / "extensions").glob("*.py"):
+        with contextlib.suppress(InputError):  # a program, or what programs share
+            names |= {path.stem} if load_extensions([path.stem]) else set()
+    return {name for name in names if not name.startswith("log_")}
+
+
 def test_every_technique_is_measured():
-    files = {path.stem for path in (ROOT / "extensions").glob("*.py")}
-    programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
-    programs |= {"significance", "prediction_files", "ensemble_weights"}
-    programs |= {"augment_text", "leak_check"}
-    programs |= {"decoding_search", "sonnet_form"}
-    programs |= {"quantised_job", "quantised_linear", "gptq_rounding"}
-    techniques = {name for name in files - programs if not name.startswith("log_")}
-    techniques -= {"flash_attention_triton", "matrix_optimizer"}
-    techniques -= {"preference_batches", "preference_losses", "preference_pairs"}
-    measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES}
-    assert techniques | {""} == measured
+    measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES} - {benchmark.PLAIN}
+    assert measured == techniques() and len(measured) > 15
+
+
+def test_every_technique_that_changes_numbers_is_tried_for_its_help():
+    same_numbers = {"flash_attention", "gradient_checkpointing"}
+    tried = {who.split(":")[0] for who in techniques_help.CONTESTANTS} - {techniques_help.PLAIN}
+    assert tried == techniques() - same_numbers
 
 
 def test_a_step_s_figures(tiny):

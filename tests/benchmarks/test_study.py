@@ -122,19 +122,3 @@ def test_techniques_are_compared_with_plain_seed_by_seed(fake_runs, tmp_path):
     [lora] = [line for line in lines if line.startswith("| `lora:rank=16,targets=all` ")]
     assert plain.endswith("| 0.620 ± 0.010 (lr 0.2) | – |")
     assert lora.endswith("| 0.650 ± 0.010 (lr 0.2) | +0.030 ± 0.000 |")
-
-
-def test_every_technique_that_changes_numbers_is_a_contestant():
-    pytest.importorskip("extensions.lora", reason="no extensions/ here")
-    files = {path.stem for path in (ROOT / "extensions").glob("*.py")}
-    same_numbers = {"flash_attention", "gradient_checkpointing"}
-    not_techniques = {"flash_attention_triton", "matrix_optimizer"}
-    not_techniques |= {"preference_batches", "preference_losses", "preference_pairs"}
-    programs = {"dpo", "gptq", "quantize", "ensemble", "search", "decoding", "augment"}
-    programs |= {"significance", "prediction_files", "ensemble_weights"}
-    programs |= {"augment_text", "leak_check"}
-    programs |= {"decoding_search", "sonnet_form"}
-    programs |= {"quantised_job", "quantised_linear", "gptq_rounding"}
-    loggers = {name for name in files if name.startswith("log_")}
-    named = {who.split(":")[0] for who in helps.CONTESTANTS} - {helps.PLAIN}
-    assert named == files - same_numbers - not_techniques - programs - loggers
