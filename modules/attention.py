@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn import functional as F
 
-SHORT = 1024  # keys
+SHORT = 512  # keys
 
 
 def causal_attention(query, key, value, padding_mask, dropout):
