@@ -155,6 +155,8 @@ def predict_together(args, device) -> list[str]:
             column, classes = "Predicted_Is_Paraphrase", [ANSWER_TOKENS[c] for c in classes]
         write_predictions(path, column, [record.sent_id for record in records[split]], classes)
         lines.append(f"{split} predictions, {args.weights} weights, are in {path}")
+    if args.weights == "fitted":
+        lines.append("the weights know dev's labels: compare there by --weights uniform")
     return [*lines, f"next: {compare_command(args.dev, outputs['dev'])}"]
 
 

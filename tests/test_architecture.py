@@ -25,7 +25,7 @@ PROGRAMS = {
     f"extensions.{name}": 6
     for name in (
         *("dpo", "gptq", "ensemble", "search", "significance", "decoding", "augment"),
-        *("quantize", "quantised_job"),
+        *("quantize", "quantised_job", "search_trial"),
     )
 }
 PEERS = {  # within a level: who may import whom
@@ -38,6 +38,7 @@ PEERS = {  # within a level: who may import whom
     ("flags", "training"),
     ("extensions.flash_attention", "extensions.flash_attention_triton"),
     ("extensions.augment_text", "extensions.leak_check"),
+    ("extensions.search", "extensions.search_trial"),
     ("extensions.sonnet_form", "extensions.decoding_search"),
     ("extensions.swa", "extensions.ema"),
     ("extensions.quantised_linear", "extensions.qat"),

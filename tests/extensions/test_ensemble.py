@@ -293,6 +293,7 @@ def test_the_report_has_each_member_s_figures(here, monkeypatch, capsys):
     uniform = figures(said, "together, uniform weights")
     assert fitted["dev_loss"] <= min(m["dev_loss"] for m in [*members, uniform]) + 1e-3
     assert "together, fitted on other rows" in said and "next: python -m extensions.signif" in said
+    assert "the weights know dev's labels" in said
 
 
 def test_with_both_orders_the_questions_order_changes_nothing(here, monkeypatch, capsys):
