@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from benchmarks import core
+from benchmarks import core, pretrain, pretraining_pays, study
 from utils import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,3 +75,19 @@ def test_the_results_are_those_of_the_file():
         if "starter" in times:
             ratio = times["starter"]["median"] / times["ours"]["median"]
             assert job["ratio"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("program", [pretraining_pays, pretrain])
+def test_the_tables_are_those_of_the_files(program):
+    name = program.__name__.rpartition(".")[2]
+    results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+    assert program.table(results) in README
+    assert results["hardware"].partition(")")[0] in README
+
+
+def test_the_study_is_of_the_bundled_checkpoint():
+    results = json.loads((ROOT / "benchmarks/results/pretraining_pays.json").read_text("utf-8"))
+    assert results["checkpoint"] == study.checkpoint() and results["limit"] is None
+    for name in study.TASKS:
+        for start in (pretraining_pays.RANDOM, pretraining_pays.MINI):
+            assert len(study.scores(results["runs"], name, start)[1]) == 3
