@@ -143,7 +143,10 @@ def test_imports_go_strictly_down(module):
 
 def test_peers_are_those_that_there_are_and_make_no_cycle():
     graph = {module: imports(tree) - {module} for module, tree in TREES.items()}
+    there = (ROOT / "extensions").is_dir()  # the core runs without it
     for module, name in PEERS:
+        if module.startswith("extensions.") and not there:
+            continue
         assert name in graph[module], f"{module} no longer imports {name}: take it off the list"
     list(TopologicalSorter(graph).static_order())
 
