@@ -118,25 +118,29 @@ def _load_extension(flag: str) -> Extension:
     ]
     if len(classes) != 1:
         raise InputError(f"--extension {name}: a program, not a change to a run: see its --help")
-    return classes[0](**_parse_options(name, options, classes[0]))
+    return classes[0](**parse_options(f"--extension {name}", options, classes[0]))
 
 
-def _parse_options(name: str, text: str, extension_class) -> dict:
-    types = {f.name: f.type for f in fields(extension_class)}
+def parse_options(where: str, text: str, options_class) -> dict:
+    """`"rank=16,alpha=32"` -> the values of a dataclass's fields, in their types.
+
+    where: the flag and the name before the colon, for errors.
+    """
+    types = {f.name: f.type for f in fields(options_class)}
     listed = ", ".join(
-        f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(extension_class)
+        f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(options_class)
     )
     options = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
         if key not in types or not equals:
-            raise InputError(f"--extension {name}: option {part!r}, expected some of: {listed}")
+            raise InputError(f"{where}: option {part!r}, expected some of: {listed}")
         kind = types[key] if isinstance(types[key], str) else types[key].__name__
         try:
             convert = {"int": int, "float": float, "bool": _parse_bool}.get(kind, str)
             options[key] = convert(value)
         except ValueError as error:
-            raise InputError(f"--extension {name}: {key}={value}, expected {kind}") from error
+            raise InputError(f"{where}: {key}={value}, expected {kind}") from error
     return options
 
 

@@ -24,7 +24,7 @@ and in |y|^a, a plain power, for the length penalty of Wu et al. 2016, eq. 14.
 import argparse
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -44,7 +44,7 @@ from extensions.decoding_search import (
     repeat_less,
     sample,
 )
-from flags import add_data_dir, check_range
+from flags import add_data_dir, check_range, parse_options
 from models.generation import choose
 from parallel import joined_worker
 from sonnet_generation import TASK, SonnetGPT, build_model, prompt_dataset, read_prompts
@@ -271,19 +271,8 @@ def load_strategy(flag: str) -> Strategy:
     name, _, text = flag.partition(":")
     if name not in STRATEGIES:
         raise InputError(f"--strategy {name}: there are {', '.join(STRATEGIES)}")
-    kinds = {f.name: f.type for f in fields(STRATEGIES[name])}
-    listed = ", ".join(f"{f.name}={f.default}" for f in fields(STRATEGIES[name]))
-    options = {}
-    for part in filter(None, text.split(",")):
-        option, equals, value = part.partition("=")
-        if option not in kinds or not equals:
-            raise InputError(f"--strategy {name}: option {part!r}, expected some of: {listed}")
-        try:
-            options[option] = kinds[option](value)
-        except ValueError as error:
-            kind = kinds[option].__name__
-            raise InputError(f"--strategy {name}: {option}={value}, expected {kind}") from error
-    return STRATEGIES[name](**options)
+    kind = STRATEGIES[name]
+    return kind(**parse_options(f"--strategy {name}", text, kind))
 
 
 @torch.no_grad()
