@@ -23,13 +23,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import classifier
-from batches import TokenDataset, make_loader
+from batches import TokenDataset, forward_tokens, make_loader
 from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
 from checkpoint import RunFolder
 from config import SIZES
 from flags import load_extensions
 from modules.attention import causal_attention, fused_causal_attention
-from parallel import Worker
+from parallel import start_worker
 from pretrain import SHAPES
 from training import FitOptions, Trainer
 from utils import atomic_path, command
@@ -70,7 +70,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
 
     shape: b rows of t tokens; flags: extensions with a space between.
     """
-    worker, extensions = _worker(use_gpu), load_extensions(flags.split())
+    worker, extensions = start_worker(use_gpu), load_extensions(flags.split())
     settings = {"num_labels": 5, "hidden_dropout_prob": 0.3, "fine_tune_mode": "full-model"}
     settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
         RunFolder("runs", "bench", "extensions", {}, writes=False),
         worker,
         extensions,
-        lambda model, batch: model(batch["token_ids"], batch["attention_mask"]),
+        forward_tokens,
         lambda message: None,
     )
     trainer.train_epoch()
@@ -99,7 +99,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
 
 def measure_attention(kind: str, t: int, use_gpu: bool, bf16: bool) -> dict:
     """Seconds of forward and backward, and peak MB, of one head-split batch (1, h, t, k)."""
-    worker, attend = _worker(use_gpu), attentions()[kind]
+    worker, attend = start_worker(use_gpu), attentions()[kind]
     dtype = torch.bfloat16 if bf16 else torch.float32
     inputs = [
         torch.randn(1, HEADS, t, HEAD_SIZE, device=worker.device, dtype=dtype, requires_grad=True)
@@ -126,10 +126,6 @@ def attentions() -> dict:
         "flash_attention": partial(flash_attention, block=128),
         "sliding_window": partial(windowed_attention, window=WINDOW, sinks=4),
     }
-
-
-def _worker(use_gpu: bool) -> Worker:
-    return Worker(torch.device("cuda" if use_gpu else "cpu"))
 
 
 # -- rounds of measurements ----------------------------------------------------------------------
@@ -169,11 +165,10 @@ def sizes(args) -> dict:
 
 
 def attention(args) -> dict:
-    kinds = ["dense", "torch SDPA", "flash_attention", "sliding_window"]
     work = {
         f"{kind}: {t}": partial(measure_attention, kind, t, args.use_gpu, args.bf16)
         for t in LENGTHS
-        for kind in kinds
+        for kind in attentions()
         if kind != "dense" or HEADS * t * t <= MOST_SCORES
     }
     shape = {"heads": HEADS, "head_size": HEAD_SIZE, "window": WINDOW}

@@ -39,7 +39,7 @@ class Match:
         self.job, self.settings, self.log = job, settings, log
         self.processes: dict[str, Alone] = {}
         self.skipped: dict[str, str] = {}
-        self.expected = Workload(job, settings).expected()
+        self.work = Workload(job, settings)
 
     def start(self, names: list[str]) -> None:
         """A process for each peer that can do the job here; they load at the same time."""
@@ -90,7 +90,7 @@ class Match:
                     continue
                 turn = self._attempt(name, partial(self.processes[name].ask, "run"))
                 if turn:
-                    check_same_work(name, turn, self.expected)
+                    check_same_work(name, turn, self.work.expected())
                     turns[name].append(turn)
         return {name: found for name, found in turns.items() if name in self.processes}
 
@@ -143,7 +143,7 @@ def measure(job: Job, settings: Settings, names: list[str], *, repeats: int, mac
         peaks = match.ask("peak_mb")
     finally:
         match.close()
-    work = Workload(job, settings)
+    work = match.work
     times = {name: summary([turn["seconds"] for turn in found]) for name, found in turns.items()}
     row = {
         "job": work.title(),
