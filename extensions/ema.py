@@ -14,8 +14,8 @@ import contextlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from extensions.averaged_weights import AveragedWeights, trained
 from training import Extension
 from utils import InputError
 
@@ -33,11 +33,10 @@ class WeightAverage(Extension):
     def prepare_model(self, model) -> None:
         if hasattr(model, "average"):
             raise InputError("ema, swa: two averages of the weights: choose one of them")
-        model.average = nn.Module()
-        model.average.register_buffer("step", torch.tensor(0))
-        model.average.register_buffer("begun", torch.tensor(False))
-        for name, parameter in _trained(model).items():
-            model.average.register_buffer(name.replace(".", "/"), parameter.detach().clone())
+        average = AveragedWeights(model)
+        average.register_buffer("step", torch.tensor(0))
+        average.register_buffer("begun", torch.tensor(False))
+        model.average = average
 
     @torch.no_grad()
     def after_step(self, model) -> None:
@@ -46,8 +45,7 @@ class WeightAverage(Extension):
         share = self.share(int(average.step))
         if share:
             average.begun.fill_(True)
-            for name, parameter in _trained(model).items():
-                getattr(average, name.replace(".", "/")).lerp_(parameter, share)
+            average.move(model, share)
 
     @contextlib.contextmanager
     def evaluated(self, model):
@@ -55,21 +53,17 @@ class WeightAverage(Extension):
         if not model.average.begun:
             yield
             return
-        own = {name: parameter.detach().clone() for name, parameter in _trained(model).items()}
-        _fill(model, {name: getattr(model.average, name.replace(".", "/")) for name in own})
+        own = {name: parameter.detach().clone() for name, parameter in trained(model).items()}
+        _fill(model, model.average.of(model))
         try:
             yield
         finally:
             _fill(model, own)
 
 
-def _trained(model) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 @torch.no_grad()
 def _fill(model, weights: dict[str, torch.Tensor]) -> None:
-    for name, parameter in _trained(model).items():
+    for name, parameter in trained(model).items():
         parameter.copy_(weights[name])
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.func import functional_call
 
 from batches import forward_tokens
+from extensions.averaged_weights import AveragedWeights
 from models.gpt2 import IGNORED_LABEL
 from training import Extension
 from utils import InputError
@@ -47,10 +48,7 @@ class Smart(Extension):
     def prepare_model(self, model) -> None:
         """Keep θ̃ in the model, whose checkpoints then have it; it begins as θ."""
         if self.proximal:
-            model.smart_average = nn.Module()
-            for name, parameter in trained(model).items():
-                average = parameter.detach().clone()
-                model.smart_average.register_buffer(name.replace(".", "/"), average)
+            model.smart_average = AveragedWeights(model)
 
     def penalty(self, model, batch: dict, logits):
         """λ R + μ D over this batch."""
@@ -82,22 +80,13 @@ class Smart(Extension):
 
     def _average_logits(self, model, batch: dict):
         """f(x; θ̃)."""
-        average = {
-            name.replace("/", "."): tensor for name, tensor in model.smart_average.named_buffers()
-        }
+        average = model.smart_average.of(model)
         inputs = (batch["token_ids"], batch["attention_mask"])
         return functional_call(model, average, inputs)
 
-    @torch.no_grad()
     def after_step(self, model) -> None:
         if self.proximal:
-            average = dict(model.smart_average.named_buffers())
-            for name, parameter in trained(model).items():
-                average[name.replace(".", "/")].lerp_(parameter, 1 - self.momentum)
-
-
-def trained(model) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+            model.smart_average.move(model, 1 - self.momentum)
 
 
 def divergence(one, two, real) -> torch.Tensor:

@@ -41,6 +41,8 @@ PEERS = {  # within a level: who may import whom
     ("extensions.search", "extensions.search_trial"),
     ("extensions.sonnet_form", "extensions.decoding_search"),
     ("extensions.swa", "extensions.ema"),
+    ("extensions.ema", "extensions.averaged_weights"),
+    ("extensions.smart", "extensions.averaged_weights"),
     ("extensions.quantised_linear", "extensions.qat"),
     ("extensions.gptq_rounding", "extensions.qat"),
     ("extensions.gptq_rounding", "extensions.quantised_linear"),
