@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
-from dataset import read_sentiment
+from dataset import NUM_LABELS, read_sentiment
 from evaluation import accuracy_and_f1, predict, write_predictions
 from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.gpt2 import backbone
@@ -24,7 +24,6 @@ from parallel import Worker, joined_worker
 from training import apply_extensions, fit
 from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
-NUM_LABELS = {"sst": 5, "cfimdb": 2}
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
 CFIMDB_BATCH_SIZE = 8

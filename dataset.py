@@ -11,6 +11,7 @@ from pathlib import Path
 
 from utils import InputError
 
+NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
 END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
 
 

@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import Record, read_sonnets, read_table
+from dataset import NUM_LABELS, Record, read_sonnets, read_table
 from utils import ROOT, InputError, atomic_write, command
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
@@ -27,7 +27,6 @@ REQUIRED_CODE = (
 )
 FURTHER_CODE = ("*.py", "modules/*.py", "models/*.py", "extensions/*.py", "extensions/README.md")
 LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}
-NUM_LABELS = {"sst": 5, "cfimdb": 2}  # here too, as the programs that write the files load torch
 SONNET_HEADER = "--Generated Sonnets--"
 SHOWN = 10  # lines told of one file: a thousand alike say no more
 GET_DATA = "python data/download.py"

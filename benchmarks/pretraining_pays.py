@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
-from dataset import read_pairs, read_sentiment
+from dataset import NUM_LABELS, read_pairs, read_sentiment
 from models.gpt2 import GPT2Model
 from utils import command, load_tokenizer
 
@@ -59,9 +59,8 @@ def bag_of_words(args, name: str) -> float:
             return hstack([first.minimum(second), abs(first - second)])
 
     else:
-        labels = {"sst": 5, "cfimdb": 2}[name]
         paths = [data / f"ids-{name}-{split}.csv" for split in ("train", "dev")]
-        splits = [read_sentiment(path, labels)[: args.limit] for path in paths]
+        splits = [read_sentiment(path, NUM_LABELS[name])[: args.limit] for path in paths]
         counts.fit([r.text for r in splits[0]])
 
         def features(records):

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset import read_pairs, read_sentiment, read_sonnets, read_table, read_text
+from dataset import NUM_LABELS, read_pairs, read_sentiment, read_sonnets, read_table, read_text
 from extensions.augment_text import (
     BY_NEIGHBOURS,
     EDA,
@@ -68,7 +68,7 @@ TASKS = {
         methods=tuple(EDA),
         program=f"classifier.py --dataset {name}",
     )
-    for name, labels in {"sst": 5, "cfimdb": 2}.items()
+    for name, labels in NUM_LABELS.items()
 }
 TASKS["paraphrase"] = Task(
     train="quora-train.csv",

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import read_pairs, read_sentiment, read_text
+from dataset import NUM_LABELS, read_pairs, read_sentiment, read_text
 from evaluation import ANSWER_TOKENS
 from utils import InputError
 
-SENTIMENTS = 5  # SST's classes; CFIMDB's two are written by the first two numbers
+SENTIMENTS = NUM_LABELS["sst"]  # CFIMDB's two are written by the first two numbers
 CLASSES = {  # column -> what stands in it -> the class
     "Predicted_Sentiment": {str(i): i for i in range(SENTIMENTS)},
     "Predicted_Is_Paraphrase": {str(token): label for label, token in ANSWER_TOKENS.items()},
