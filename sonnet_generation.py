@@ -116,10 +116,10 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
     """
     training = read_sonnets(args.sonnet_path)
     if Path(args.dev_gold_path).exists():
-        held_out = {_opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
+        held_out = {opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
         gold = read_sonnets(args.dev_gold_path)
-        dev = [sonnet for sonnet in gold if _opening(sonnet) not in held_out]
-        twice = [sonnet.sent_id for sonnet in gold if _opening(sonnet) in held_out]
+        dev = [sonnet for sonnet in gold if opening(sonnet) not in held_out]
+        twice = [sonnet.sent_id for sonnet in gold if opening(sonnet) in held_out]
         if twice:
             say(
                 f"dev sonnet {', '.join(twice)}: a held-out prompt too, not used to choose an epoch"
@@ -137,9 +137,13 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
     return {"train": training[: args.limit], "dev": dev[: args.limit]}
 
 
-def _opening(sonnet: Record) -> str:
-    lines = [line for line in sonnet.text.splitlines() if line.strip()][:PROMPT_LINES]
-    return re.sub(r"[^a-z]", "", "".join(lines).lower())
+def opening_lines(sonnet: Record) -> list[str]:
+    return [line for line in sonnet.text.splitlines() if line.strip()][:PROMPT_LINES]
+
+
+def opening(sonnet: Record) -> str:
+    """The letters of a sonnet's first lines, by which it is known in another file."""
+    return re.sub(r"[^a-z]", "", "".join(opening_lines(sonnet)).lower())
 
 
 def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
@@ -241,14 +245,19 @@ def run(args, worker: Worker) -> None:
     test(args, model, prompts, worker)
 
 
-def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_paths(parser) -> None:
+    """The files of this task."""
     parser.add_argument("--sonnet_path", default="data/sonnets.txt")
     parser.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
     parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
     parser.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
     parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
     parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")
+
+
+def get_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_paths(parser)
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--use_gpu", action="store_true")

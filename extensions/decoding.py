@@ -47,7 +47,7 @@ from extensions.decoding_search import (
 from flags import add_data_dir, check_range, parse_options
 from models.generation import choose
 from parallel import joined_worker
-from sonnet_generation import TASK, SonnetGPT, build_model, prompt_dataset, read_prompts
+from sonnet_generation import TASK, SonnetGPT, add_paths, build_model, prompt_dataset, read_prompts
 from utils import InputError, check_writable, command, seed_everything
 
 ABOVE_ZERO = 1e-9
@@ -363,12 +363,7 @@ def get_args(argv=None):
         metavar="NAME[:OPTION=VALUE,…]",
         help=f"may be given several times; one of {', '.join(STRATEGIES)}; default sample",
     )
-    parser.add_argument("--sonnet_path", default="data/sonnets.txt")
-    parser.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
-    parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
-    parser.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
-    parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
-    parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")
+    add_paths(parser)
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="not for sonnet")

@@ -7,7 +7,6 @@ is the dev metric of the best epoch, from metrics.jsonl, which grows while the t
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -61,10 +60,9 @@ def sonnets_without_test(args, folder: Path) -> list[str]:
     existing(args.sonnet_path)
     if Path(args.dev_gold_path).exists():
         for sonnet in read_sonnets(args.dev_gold_path):
-            opening = [line for line in sonnet.text.splitlines() if line.strip()][:3]
-            letters = re.sub(r"[^a-z]", "", "".join(opening).lower())
+            letters = sonnet_generation.opening(sonnet)
             if hashlib.sha256(letters.encode()).hexdigest().startswith(HELD_OUT_DEV_SONNET):
-                prompt = "\n".join(opening)
+                prompt = "\n".join(sonnet_generation.opening_lines(sonnet))
     _write(folder / "sonnets_held_out.txt", f"1\n\n{prompt}\n")
     return ["--held_out_sonnet_path", str(folder / "sonnets_held_out.txt"), "--max_new_tokens", "1"]
 
