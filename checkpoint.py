@@ -151,12 +151,15 @@ def save_tree(path, tree: dict) -> None:
         raise InputError(f"{path}: cannot be written ({error}): free some space there") from error
 
 
-def load_tree(path) -> dict:
-    """Read what `save_tree` wrote, tensors onto the CPU."""
+def load_tree(path, only: str | None = None) -> dict:
+    """Read what `save_tree` wrote, tensors onto the CPU; only: no other key of the outermost dict.
+
+    What is not asked for stays on the disk.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {})["tree"]
-            return _unpack(json.loads(text), file)
+            pairs = json.loads((file.metadata() or {})["tree"])["dict"]
+            return {key: _unpack(item, file) for key, item in pairs if only in (None, key)}
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such checkpoint") from error
     except (SafetensorError, KeyError, ValueError, OSError) as error:

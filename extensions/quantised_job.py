@@ -110,7 +110,7 @@ TASKS = {
 
 def task_of(path, packed: bool) -> str:
     """The task that a checkpoint is of; packed: whether it should hold integers."""
-    task = str(load_tree(path).get("task"))
+    task = str(load_tree(path, only="task").get("task"))
     if task.startswith(QUANTISED) and not packed:
         raise InputError(
             f"{path}: quantised already, expected a best.safetensors: use it as it is by "

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from tiny_run import Averager, folder, run, run_path, same_bits, weights
 
+import checkpoint
 from checkpoint import (
     RunFolder,
     current_commit,
@@ -60,6 +61,16 @@ def test_a_tree_comes_back_with_its_types_and_bits(tmp_path):
         return type(a) is type(b) and a == b
 
     assert equal(tree, found)
+
+
+def test_one_key_is_read_without_the_tensors_of_the_others(tmp_path, monkeypatch):
+    path = tmp_path / "tree.safetensors"
+    save_tree(path, {"task": "sst", "model": {"weight": torch.ones(3)}})
+    assert load_tree(path, only="nothing") == {}
+    assert torch.equal(load_tree(path, only="model")["model"]["weight"], torch.ones(3))
+    read, unpack = [], checkpoint._unpack
+    monkeypatch.setattr(checkpoint, "_unpack", lambda i, file: read.append(i) or unpack(i, file))
+    assert load_tree(path, only="task") == {"task": "sst"} and read == ["sst"]
 
 
 def test_a_view_of_a_large_tensor_is_stored_as_large_as_it_is(tmp_path):
