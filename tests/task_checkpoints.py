@@ -5,7 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
+from course_files import work_in, write_course, write_model
 
 import classifier
 import paraphrase_detection
@@ -56,3 +58,21 @@ def save(path, kind: str, model, args) -> Path:
     }
     save_tree(path, tree)
     return Path(path)
+
+
+def write_originals(root, rows: int = 40, **model) -> None:
+    """data/, model/ and a checkpoint of each kind; model: as for `write_model`."""
+    write_course(root / "data", rows)
+    write_model(root / "model", **model)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        work_in(monkeypatch, root)
+        for kind in KINDS:
+            save(f"{kind}.safetensors", kind, *build(kind, "model"))
+
+
+def work_beside(monkeypatch, originals, folder) -> None:
+    """Work in a folder that has links to all of the originals."""
+    work_in(monkeypatch, folder)
+    monkeypatch.setattr("extensions.quantised_job.TIMED_SECONDS", 0.0)
+    for path in originals.iterdir():
+        Path(path.name).symlink_to(path)

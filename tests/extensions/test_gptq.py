@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from course_files import THINGS, VERSES, call_main, work_in, write, write_course, write_model
-from task_checkpoints import KINDS, build, save
+from course_files import THINGS, VERSES, call_main, write, write_model
+from task_checkpoints import KINDS, build, work_beside, write_originals
 
 from batches import TokenDataset, make_loader
 from checkpoint import load_tree, save_tree
@@ -284,22 +284,14 @@ def test_16_bits_change_nothing(folder, tmp_path):
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     root = tmp_path_factory.mktemp("originals")
-    write_course(root / "data")
-    write_model(root / "model")
+    write_originals(root)
     write(root / "text.txt", "\n".join(VERSES * 30) + "\n<|endoftext|>\n" + " ".join(THINGS))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        work_in(monkeypatch, root)
-        for kind in KINDS:
-            save(f"{kind}.safetensors", kind, *build(kind, "model"))
     return root
 
 
 @pytest.fixture
 def place(originals, tmp_path, monkeypatch):
-    work_in(monkeypatch, tmp_path)
-    monkeypatch.setattr("extensions.quantised_job.TIMED_SECONDS", 0.0)
-    for path in originals.iterdir():
-        Path(path.name).symlink_to(path)
+    work_beside(monkeypatch, originals, tmp_path)
     return tmp_path
 
 

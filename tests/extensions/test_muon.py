@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
+from matrix_runs import model_with_head, step
 from torch import nn
 
-from config import GPT2Config
 from extensions.muon import Muon, MuonExtension, newton_schulz
 from models.gpt2 import GPT2Model
 from optimizer import AdamW
@@ -21,20 +21,7 @@ def full_precision(monkeypatch):
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = nn.Module()
-    model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=64, **shape))
-    model.head = nn.Linear(16, 2)
-    return model.eval()
-
-
-def step(model, optimizer, seed: int) -> None:
-    torch.manual_seed(seed)
-    optimizer.zero_grad()
-    states = model.gpt(torch.randint(30, (2, 5)))["last_token"]
-    (model.head(states) - torch.randn(2, 2)).square().sum().backward()
-    optimizer.step()
+    return model_with_head()
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 6), (6, 20)])

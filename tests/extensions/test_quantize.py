@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from course_files import WORKER, call_main, work_in, write_course, write_model
-from task_checkpoints import KINDS, build, program_flags, save
+from course_files import WORKER, call_main, write_model
+from task_checkpoints import KINDS, build, program_flags, save, work_beside, write_originals
 from torch import nn
 from torch.nn import functional as F
 
@@ -259,21 +259,13 @@ def test_what_acts_beside_the_linears_stays(folder, flag):
 def originals(tmp_path_factory):
     """data/, model/ and a checkpoint of each kind."""
     root = tmp_path_factory.mktemp("originals")
-    write_course(root / "data", rows=20)
-    write_model(root / "model", hidden_size=64)
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        work_in(monkeypatch, root)
-        for kind in KINDS:
-            save(f"{kind}.safetensors", kind, *build(kind, "model"))
+    write_originals(root, rows=20, hidden_size=64)
     return root
 
 
 @pytest.fixture
 def place(originals, tmp_path, monkeypatch):
-    work_in(monkeypatch, tmp_path)
-    monkeypatch.setattr("extensions.quantised_job.TIMED_SECONDS", 0.0)
-    for path in originals.iterdir():
-        Path(path.name).symlink_to(path)
+    work_beside(monkeypatch, originals, tmp_path)
     return tmp_path
 
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
 from checkpoint import load_tree, save_tree
-from config import GPT2Config
 from extensions.lora import LoRA
 from extensions.shampoo import Shampoo, ShampooExtension, inverse_root
 from models.gpt2 import GPT2Model
@@ -21,37 +21,12 @@ PAPER = {"decay": 1.0, "momentum": 0.0, "graft": False, "every": 1}
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = nn.Module()
-    model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=64, **shape))
-    model.head = nn.Linear(16, 2)
-    return model.eval()
-
-
-def step(model, optimizer, seed: int) -> None:
-    torch.manual_seed(seed)
-    optimizer.zero_grad()
-    states = model.gpt(torch.randint(30, (2, 5)))["last_token"]
-    (model.head(states) - torch.randn(2, 2)).square().sum().backward()
-    optimizer.step()
-
-
-def gradients(shape, count: int) -> list[torch.Tensor]:
-    torch.manual_seed(1)
-    return [torch.randn(shape, dtype=torch.float64) for _ in range(count)]
+    return model_with_head()
 
 
 def trajectory(grads, *, lr=0.1, weight_decay=0.0, **options) -> list[torch.Tensor]:
-    """The weights after each of these gradients, from 0.1 everywhere."""
-    weight = nn.Parameter(torch.full_like(grads[0], 0.1))
-    optimizer = Shampoo([weight], ShampooExtension(**options), lr=lr, weight_decay=weight_decay)
-    weights = []
-    for grad in grads:
-        weight.grad = grad.clone()
-        optimizer.step()
-        weights.append(weight.detach().clone())
-    return weights
+    options = ShampooExtension(**options)
+    return weights_after(grads, lambda w: Shampoo(w, options, lr=lr, weight_decay=weight_decay))
 
 
 def by_formula(grads, *, lr, weight_decay, every, decay, momentum, ridge, graft, max_dim):
