@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import torch
 
+from kernels.adamw import find_kernel
+
 BLOCK = 2**20  # elements
 
 
@@ -28,6 +30,14 @@ def adamw_update(param, grad, exp_avg, exp_avg_sq, *, step_size, beta1, beta2, e
     param.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
     if decay:
         param.mul_(1 - decay)
+
+
+def update_each(tensors, step_sizes, *, beta1, beta2, eps, decay) -> None:
+    """`adamw_update` of many: tensors are (param, grad, exp_avg, exp_avg_sq) of each parameter."""
+    hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "decay": decay}
+    for of_one, step_size in zip(tensors, step_sizes, strict=True):
+        for block in blocks(*of_one):
+            adamw_update(*block, step_size=step_size, **hyper)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -55,12 +65,27 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    self._update(param, group)
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._update(params, group)
         return loss
 
-    def _update(self, param, group) -> None:
+    def _update(self, params: list[torch.Tensor], group: dict) -> None:
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        tensors, step_sizes = [], []
+        for param in params:
+            state = self._advanced(param)
+            step_size = lr
+            if group["correct_bias"]:
+                step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+            tensors.append((param, param.grad, state["exp_avg"], state["exp_avg_sq"]))
+            step_sizes.append(step_size)
+        update = find_kernel(tensors, update_each) or update_each
+        decay = lr * group["weight_decay"]
+        update(tensors, step_sizes, beta1=beta1, beta2=beta2, eps=group["eps"], decay=decay)
+
+    def _advanced(self, param) -> dict:
+        """The state of a parameter, begun if need be, with one step more."""
         if param.grad.is_sparse:
             raise RuntimeError(
                 "AdamW does not support sparse gradients: use torch.optim.SparseAdam"
@@ -71,20 +96,7 @@ class AdamW(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
         state["step"] += 1
-
-        (beta1, beta2), lr = group["betas"], group["lr"]
-        step_size = lr
-        if group["correct_bias"]:
-            step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-        for block in blocks(param, param.grad, state["exp_avg"], state["exp_avg_sq"]):
-            adamw_update(
-                *block,
-                step_size=step_size,
-                beta1=beta1,
-                beta2=beta2,
-                eps=group["eps"],
-                decay=lr * group["weight_decay"],
-            )
+        return state
 
 
 def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

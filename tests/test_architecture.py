@@ -11,7 +11,7 @@ import pytest
 from utils import ROOT
 
 LEVELS = {
-    0: "config utils optimizer parallel",
+    0: "config utils kernels optimizer parallel",
     1: "modules checkpoint",
     2: "models dataset batches corpus",
     3: "evaluation training flags stages",
@@ -30,6 +30,8 @@ PROGRAMS = {
 }
 PEERS = {  # within a level: who may import whom
     ("utils", "config"),
+    ("kernels.adamw", "kernels.adamw_cpu"),
+    ("optimizer", "kernels.adamw"),
     ("parallel", "utils"),
     ("modules.gpt2_layer", "modules.attention"),
     ("models.gpt2", "models.base_gpt"),
