@@ -106,15 +106,15 @@ class Study:
         print(f"{key}: {self.results['runs'][key]:.4f}", flush=True)
         return self.results["runs"][key]
 
-    def contest(self, name: str, who: str, flags_of: Callable) -> None:
-        """All rates with the first seed, the better one with the others."""
+    def contest(self, name: str, who: str, flags_of: Callable, lrs=()) -> None:
+        """All rates with the first seed, the better one with the others; --lrs goes before lrs."""
 
         def run(seed: int, lr: float) -> float:
             key = f"{name}, {who}, lr {lr:g}, seed {seed}"
             return self.figure(key, lambda: fine_tune(self.args, name, flags_of, seed=seed, lr=lr))
 
         first, *others = self.args.seeds
-        tried = {lr: run(first, lr) for lr in self.args.lrs}
+        tried = {lr: run(first, lr) for lr in self.args.lrs or lrs}
         lr = TASKS[name].best(tried, key=tried.get)
         for seed in others:
             run(seed, lr)
@@ -146,12 +146,12 @@ def checkpoint() -> str:
     return f"gpt2-mini {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 
 
-def add_study_arguments(parser, *, out: str, tasks: list[str], lrs: list[float]) -> None:
+def add_study_arguments(parser, *, out: str, tasks: list[str], lrs=()) -> None:
     """The flags that all studies share."""
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--lrs", nargs="+", type=float, default=lrs)
+    parser.add_argument("--lrs", nargs="+", type=float, default=lrs, help="learning rates")
     parser.add_argument("--limit", type=int, help="first N rows of each file")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--use_gpu", action="store_true")

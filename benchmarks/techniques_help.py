@@ -28,7 +28,7 @@ CONTESTANTS = [
     "rdrop",
     "llrd:decay=0.8",
     "ema",
-    "swa:start=500,every=50",
+    "swa:start=300,every=20",
     "muon",
     "soap",
     "shampoo",
@@ -37,15 +37,24 @@ CONTESTANTS = [
     "qat:bits=4",
     "sliding_window:window=32",
 ]
+RATES = (3e-4, 1e-3)
+HIGHER = (1e-3, 3e-3)
+WITH_HIGHER = ("lora", "reft", "prefix", "muon")  # few weights, or updates of another size
+EPOCHS = {"sst": 2}  # in place of the study's own number
 
 
-def flags_of(who: str, seed: int, folder: str) -> list[str]:
-    return ["--model_size", "gpt2-mini", *([] if who == PLAIN else ["--extension", who])]
+def flags_of(name: str, who: str, seed: int, folder: str) -> list[str]:
+    flags = ["--model_size", "gpt2-mini", *([] if who == PLAIN else ["--extension", who])]
+    return flags + (["--epochs", str(EPOCHS[name])] if name in EPOCHS else [])
+
+
+def rates_of(who: str) -> tuple[float, ...]:
+    return HIGHER if who.partition(":")[0] in WITH_HIGHER else RATES
 
 
 def run(study: Study) -> None:
     study.side_by_side(
-        partial(study.contest, name, who, partial(flags_of, who))
+        partial(study.contest, name, who, partial(flags_of, name, who), rates_of(who))
         for name in study.args.tasks
         for who in CONTESTANTS
     )
@@ -79,7 +88,7 @@ def _cells(runs: dict[str, float], name: str, who: str) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     out = "benchmarks/results/techniques_help.json"
-    add_study_arguments(parser, out=out, tasks=["sst"], lrs=[3e-4, 1e-3, 3e-3])
+    add_study_arguments(parser, out=out, tasks=["sst"])
     study = Study(parse(parser))
     run(study)
     print(table(study.results))

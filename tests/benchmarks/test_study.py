@@ -13,6 +13,7 @@ from utils import ROOT, InputError
 
 SAMPLE = str(ROOT / "data" / "sample")
 ALL_TASKS = ["sst", "cfimdb", "paraphrase", "sonnet"]
+WHOS = ["plain", "muon", "lora:rank=16,targets=all"]
 
 
 def arguments(tmp_path, **change):
@@ -27,7 +28,7 @@ def fake_runs(monkeypatch):
     calls = []
 
     def fine_tune(args, name, flags_of, *, seed, lr):
-        who = flags_of.args[0]
+        who = flags_of.args[-1]
         calls.append((name, who, seed, lr))
         best = {pays.RANDOM: 0.1}.get(who, 0.2)
         figure = 0.5 + 0.1 * (lr == best) + 0.01 * seed
@@ -122,3 +123,11 @@ def test_techniques_are_compared_with_plain_seed_by_seed(fake_runs, tmp_path):
     [lora] = [line for line in lines if line.startswith("| `lora:rank=16,targets=all` ")]
     assert plain.endswith("| 0.620 ± 0.010 (lr 0.2) | – |")
     assert lora.endswith("| 0.650 ± 0.010 (lr 0.2) | +0.030 ± 0.000 |")
+
+
+def test_each_technique_has_rates_of_its_own_unless_some_are_given(fake_runs, tmp_path):
+    helps.run(Study(arguments(tmp_path, lrs=())))
+    tried = {who: [lr for _, one, seed, lr in fake_runs if (one, seed) == (who, 1)] for who in WHOS}
+    assert tried == {"plain": [3e-4, 1e-3], "muon": [1e-3, 3e-3], WHOS[2]: [1e-3, 3e-3]}
+    args = ("sst", "muon", 1, "folder")
+    assert helps.flags_of(*args)[-4:] == ["--extension", "muon", "--epochs", "2"]
