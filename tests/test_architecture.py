@@ -31,6 +31,8 @@ PROGRAMS = {
 PEERS = {  # within a level: who may import whom
     ("utils", "config"),
     ("kernels.adamw", "kernels.adamw_cpu"),
+    ("kernels.adamw", "kernels.adamw_triton"),
+    ("kernels.adamw_triton", "kernels.adamw_triton_kernel"),
     ("optimizer", "kernels.adamw"),
     ("parallel", "utils"),
     ("modules.gpt2_layer", "modules.attention"),

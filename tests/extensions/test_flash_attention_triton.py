@@ -3,15 +3,12 @@
 import functools
 import importlib
 import importlib.util
-import multiprocessing
-import os
-import sys
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from test_flash_attention import dense, with_gradients
+from triton_interpreter import interpreting_process
 
 from extensions.flash_attention import flash_attention
 from utils import extended_attention_mask
@@ -81,28 +78,13 @@ def by_definition(case: Case, kept=1.0) -> list:
     return with_gradients(out, leaves, grad)
 
 
-def use_interpreter() -> None:
-    """Before a process imports Triton. Up to 3.6 it does not know NumPy 2.4 (its pull 9172)."""
-    assert "triton" not in sys.modules
-    os.environ["TRITON_INTERPRET"] = "1"
-    interpreter = importlib.import_module("triton.runtime.interpreter")
-    patch = interpreter._patch_lang_tensor
-
-    def patch_for_numpy(tensor, scope):
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
-    interpreter._patch_lang_tensor = patch_for_numpy
-
-
 @pytest.fixture(scope="module", params=["interpreter", pytest.param("cuda", marks=on_gpu)])
 def run(request):
     """A function of a case: `through_kernels`, on the GPU or in a process with the interpreter."""
     if request.param == "cuda":
         yield functools.partial(through_kernels, device="cuda")
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=use_interpreter) as pool:
+    with interpreting_process() as pool:
         yield lambda case: pool.submit(through_kernels, case).result()
 
 
