@@ -1,4 +1,4 @@
-"""Both ways of causal attention equal a loop written out by hand, and nothing looks ahead."""
+"""All ways of causal attention equal a loop written out by hand, and nothing looks ahead."""
 
 import math
 from types import SimpleNamespace
@@ -7,10 +7,15 @@ import pytest
 import torch
 
 from modules import attention
-from modules.attention import CausalSelfAttention, causal_attention, fused_causal_attention
+from modules.attention import (
+    CausalSelfAttention,
+    blockwise_causal_attention,
+    causal_attention,
+    fused_causal_attention,
+)
 from utils import extended_attention_mask
 
-PATHS = [causal_attention, fused_causal_attention]
+PATHS = [causal_attention, fused_causal_attention, blockwise_causal_attention]
 SHAPES = [(1, 1), (6, 6), (1, 6), (3, 7)]  # t queries, s keys; t < s in cached decoding
 MASKS = {"none": None, "right": [1, 1, 1, 1, 1, 0, 0], "left": [0, 0, 1, 1, 1, 1, 1]}
 LOWEST = torch.finfo(torch.float64).min
@@ -58,6 +63,11 @@ def by_hand(query, key, value, real) -> torch.Tensor:
     return output
 
 
+@pytest.fixture(params=[2, attention.BLOCK], autouse=True)
+def block(request, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", request.param)
+
+
 @pytest.mark.parametrize("attend", PATHS)
 @pytest.mark.parametrize("padding", MASKS)
 @pytest.mark.parametrize("t, s", SHAPES)
@@ -73,7 +83,7 @@ def test_attention_equals_the_loop_by_hand(attend, padding, t, s):
 
 @pytest.mark.parametrize("padding", MASKS)
 @pytest.mark.parametrize("t, s", SHAPES)
-def test_gradients_of_both_paths_agree(padding, t, s):
+def test_gradients_of_all_paths_agree(padding, t, s):
     real = real_keys(padding, s)
     sees = ~by_hand(*inputs(t, s), real).isnan()
     direction = heads(2, 2, t, 4, seed=4)
@@ -82,9 +92,10 @@ def test_gradients_of_both_paths_agree(padding, t, s):
         tensors = [tensor.requires_grad_() for tensor in inputs(t, s)]
         output = attend(*tensors, added(real, padding), 0.0)
         gradients.append(torch.autograd.grad((output * direction)[sees].sum(), tensors))
-    for plain, fused in zip(*gradients, strict=True):
+    for plain, *others in zip(*gradients, strict=True):
         assert plain.isfinite().all()
-        torch.testing.assert_close(plain, fused, rtol=0, atol=1e-12)
+        for other in others:
+            torch.testing.assert_close(plain, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -124,7 +135,7 @@ def test_the_fused_path_never_saves_the_matrix_of_scores():
         sizes.append(tensor.numel())
         return tensor
 
-    for attend in PATHS:
+    for attend in (causal_attention, fused_causal_attention):
         tensors = [tensor.requires_grad_() for tensor in inputs(t, t, b=1, h=1)]
         sizes.clear()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -144,23 +155,48 @@ def attention_of(*, attend=None, dropout: float = 0.0, h: int = 2, d: int = 8, s
     return module
 
 
-@pytest.mark.parametrize("s", [30, attention.SHORT + 1])
-def test_in_bfloat16_a_cpu_takes_the_plain_way_while_keys_are_few(s, monkeypatch):
+def kept_by_autograd(attend, t: int) -> int:
+    """Numbers that the backward pass will need."""
+    sizes = {}
+
+    def note(tensor):
+        sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    tensors = [tensor.requires_grad_() for tensor in inputs(t, t, b=1, h=1)]
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        attend(*tensors, None, 0.0)
+    return sum(sizes.values())
+
+
+def test_blocks_leave_out_what_no_query_sees(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 32)
+    plain, blockwise = (
+        kept_by_autograd(attend, 256) for attend in (causal_attention, blockwise_causal_attention)
+    )
+    assert blockwise < 0.65 * plain
+
+
+@pytest.mark.parametrize(
+    "dtype, dropout, in_blocks",
+    [(torch.bfloat16, 0.0, True), (torch.float32, 0.1, True), (torch.float32, 0.0, False)],
+)
+def test_a_cpu_takes_blocks_where_torchs_kernel_is_slow_or_missing(
+    dtype, dropout, in_blocks, monkeypatch
+):
     calls = []
 
-    def plain(*inputs):
+    def noted(*inputs):
         calls.append(inputs)
         return causal_attention(*inputs)
 
-    monkeypatch.setattr(attention, "causal_attention", plain)
-    query, key, value = (x.float() for x in inputs(s, s, b=1, h=1))
+    monkeypatch.setattr(attention, "causal_attention", noted)
+    query, key, value = (x.float() for x in inputs(7, 7, b=1, h=1))
     exact = causal_attention(query, key, value, None, 0.0)
-    rounded = [x.bfloat16() for x in (query, key, value)]
-    found = fused_causal_attention(*rounded, None, 0.0)
-    assert found.dtype == torch.bfloat16 and len(calls) == (s <= attention.SHORT)
-    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0)
-    fused_causal_attention(query, key, value, None, 0.0)
-    assert len(calls) == (s <= attention.SHORT)
+    found = fused_causal_attention(*(x.to(dtype) for x in (query, key, value)), None, dropout)
+    assert found.dtype == dtype and bool(calls) == in_blocks
+    if not dropout:
+        torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0)
 
 
 def test_transform_projects_and_gives_each_head_its_own_columns():
