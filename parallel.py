@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-from utils import InputError
+from utils import InputError, keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def start_worker(use_gpu: bool) -> Worker:
     device = torch.device("cuda", local) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if count == 1:
         return Worker(device)
     if not dist.is_initialized():

@@ -1,10 +1,12 @@
 """Small shared things: errors for people, seeds, devices, tokenizers, masks, atomic files."""
 
 import contextlib
+import ctypes
 import functools
 import glob
 import json
 import os
+import platform
 import random
 import socket
 import sys
@@ -16,6 +18,7 @@ from pathlib import Path
 from config import SIZES
 
 ROOT = Path(__file__).resolve().parent
+GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
 BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
 
 
@@ -48,6 +51,18 @@ def command(main):
         sys.exit(2)
 
     return run
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next tensors; glibc only.
+
+    Otherwise large tensors go back to the system when they are freed, and the next ones come page
+    by page, each page zeroed: a seventh of the time of a step of GPT-2 on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in GLIBC_KEEPS.items():
+            libc.mallopt(parameter, value)
 
 
 def seed_everything(seed: int = 11711) -> None:

@@ -19,7 +19,7 @@ from evaluation import predict
 from flags import fit_options
 from models.base_gpt import read_weights
 from optimizer import AdamW
-from parallel import Worker
+from parallel import start_worker
 from training import Trainer
 
 PROGRAMS = dict.fromkeys(NUM_LABELS, classifier) | {
@@ -109,7 +109,8 @@ class Ours(Peer):
         return "bfloat16" if settings.bf16 and job.kind == "train" else "float32"
 
     def build(self):
-        self.program, self.worker = PROGRAMS[self.job.task], Worker(self.device)
+        self.program = PROGRAMS[self.job.task]
+        self.worker = start_worker(self.settings.use_gpu)
         words = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
         words += ["--use_gpu"] * self.settings.use_gpu
         words += ["--bf16"] * (self.precision(self.job, self.settings) == "bfloat16")

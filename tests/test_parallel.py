@@ -179,3 +179,31 @@ def test_asking_for_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="1 CUDA GPUs are visible, this process needs number 1"):
         start_worker(use_gpu=True)
+
+
+REUSE = """
+import platform, resource, sys, torch
+from parallel import start_worker
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if platform.libc_ver()[0] != "glibc":
+    sys.exit("no glibc")
+given_back = [page_faults() for _ in range(3)]
+start_worker(use_gpu=False)
+kept = [page_faults() for _ in range(30)]
+print(min(given_back), min(kept))
+"""
+
+
+def test_a_worker_on_a_cpu_keeps_the_memory_that_it_frees():
+    run = subprocess.run(
+        [sys.executable, "-c", REUSE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "no glibc" in run.stderr:
+        pytest.skip("not glibc")
+    given_back, kept = map(int, run.stdout.split())
+    assert given_back >= 32 and kept <= 4  # of 64 MiB: 32 pages at most if they are huge ones
