@@ -245,14 +245,36 @@ def run(args, worker: Worker) -> None:
     test(args, model, prompts, worker)
 
 
-def add_paths(parser) -> None:
-    """The files of this task."""
+def add_split_paths(parser) -> None:
+    """The files that `split_sonnets` reads."""
     parser.add_argument("--sonnet_path", default="data/sonnets.txt")
     parser.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
-    parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
     parser.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
+
+
+def add_paths(parser) -> None:
+    """The files of this task."""
+    add_split_paths(parser)
+    parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
     parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
     parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")
+
+
+def add_sampling(parser) -> None:
+    """How `complete` draws; `check_sampling` refuses what makes no sense."""
+    parser.add_argument("--temperature", type=float, default=1.2, help="0: greedy")
+    parser.add_argument(
+        "--top_p", type=float, default=0.9, help="nucleus sampling's share; 0: greedy"
+    )
+    parser.add_argument("--top_k", type=int, default=0, help="0: no cut")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+
+
+def check_sampling(args) -> None:
+    check_range(args, "temperature", 0)
+    check_range(args, "top_p", 0, 1)
+    check_range(args, "top_k", 0)
+    check_range(args, "max_new_tokens", 1)
 
 
 def get_args(argv=None):
@@ -261,12 +283,7 @@ def get_args(argv=None):
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--use_gpu", action="store_true")
-    parser.add_argument("--temperature", type=float, default=1.2, help="0: greedy")
-    parser.add_argument(
-        "--top_p", type=float, default=0.9, help="nucleus sampling's share; 0: greedy"
-    )
-    parser.add_argument("--top_k", type=int, default=0, help="0: no cut")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
+    add_sampling(parser)
     parser.add_argument(
         "--patience", type=int, default=3, help="epochs without a better one; 0: never stop"
     )
@@ -277,11 +294,8 @@ def get_args(argv=None):
     add_fit_arguments(parser)
     args = parser.parse_args(argv)
     check_fit_flags(args)
-    check_range(args, "temperature", 0)
-    check_range(args, "top_p", 0, 1)
-    for name in ("top_k", "patience"):
-        check_range(args, name, 0)
-    check_range(args, "max_new_tokens", 1)
+    check_sampling(args)
+    check_range(args, "patience", 0)
     return args
 
 

@@ -7,6 +7,7 @@ its end token too, and none of x. `--loss` has IPO, ORPO and SimPO as well: pref
 π_ref is the model at the start, without what --extension adds: its log-probabilities are computed
 once and stand in the file of pairs. The log has the accuracy of the implicit rewards β log π/π_ref,
 that is, how often the chosen answer's is the larger (train acc is that, too), and their margin.
+--resume goes on where an interruption came, in training or in the building of pairs before it.
 
 Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
 Model". Differs from the paper in the pairs, which nobody judged (preference_pairs.py makes them of
@@ -19,11 +20,8 @@ right answers and wrong ones), and in that dropout is off, so that π begins as 
 import argparse
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
+from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
@@ -31,22 +29,18 @@ from tqdm import tqdm
 
 import paraphrase_detection
 import sonnet_generation
-from batches import LengthBuckets, batch_loader, to_device
+from batches import to_device
 from checkpoint import RunFolder, load_model
 from corpus import save_tokenizer
-from dataset import Record, read_pairs
-from extensions.preference_batches import PairDataset, TextPairs, WordPairs
-from extensions.preference_losses import CHOSEN, REJECTED, Objective
-from extensions.preference_pairs import (
-    CORRUPTIONS,
-    Pair,
-    corrupted_pairs,
-    load_pairs,
-    sampled_pairs,
-    save_pairs,
-    shown,
-    yes_no_pairs,
+from extensions.preference_data import (
+    KINDS,
+    TASKS,
+    make_loader,
+    objective,
+    precision,
+    prepare_pairs,
 )
+from extensions.preference_losses import CHOSEN, REJECTED
 from flags import (
     add_data_dir,
     add_fit_arguments,
@@ -55,146 +49,11 @@ from flags import (
     fit_options,
     load_extensions,
 )
-from parallel import Worker, joined_worker, wait_for_main
+from parallel import Worker, joined_worker
 from training import Extension, apply_extensions, fit
 from utils import InputError, command, load_tokenizer, seed_everything
 
 BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
-KINDS = ("sampled", *CORRUPTIONS)
-PROMPTS = 16  # that are sampled from at once
-
-# -- pairs -----------------------------------------------------------------------------------------
-
-
-def sonnet_pairs(args, model, splits, say) -> dict[str, list[Pair]]:
-    """Of each kind as many as there are sonnets, but for those that a corruption leaves alone."""
-    sonnets = sonnet_generation.split_sonnets(args, say)
-    pairs = {split: [] for split in splits}
-    for split in splits:
-        for kind in args.kinds:
-            if kind == "sampled":
-                pairs[split] += sampled_pairs(sonnets[split], sample(args, model, sonnets[split]))
-            else:
-                pairs[split] += corrupted_pairs(sonnets[split], kind, args.seed)
-    return pairs
-
-
-def sample(args, model, sonnets: list[Record]) -> list[Record]:
-    """The sonnets' first lines as the model goes on from them, a batch at a time."""
-    completed = []
-    for start in tqdm(range(0, len(sonnets), PROMPTS), "sample", leave=False, disable=None):
-        own = {"seed": args.seed + start, "held_out_sonnet_path": args.sonnet_path}
-        some = sonnets[start : start + PROMPTS]
-        completed += sonnet_generation.complete(model, some, Namespace(**vars(args) | own))
-    return completed
-
-
-def paraphrase_pairs(args, model, splits, say) -> dict[str, list[Pair]]:
-    """The right word against the wrong one, of every row."""
-    pairs = {}
-    for split in splits:
-        path = {"train": args.para_train, "dev": args.para_dev}[split]
-        found = read_pairs(path, labelled=True)
-        if found.dropped:
-            say(f"{path}: incomplete rows are left out: {', '.join(found.dropped)}")
-        records = found.records[: args.limit]
-        prompts = [paraphrase_detection.cloze_prompt(r.sentence1, r.sentence2) for r in records]
-        ids, labels = [r.sent_id for r in records], [r.label for r in records]
-        pairs[split] = yes_no_pairs(prompts, ids, labels)
-    return pairs
-
-
-@dataclass(frozen=True)
-class Task:
-    module: ModuleType
-    build_pairs: Callable
-    dataset: type[PairDataset]
-
-
-TASKS = {
-    "sonnet": Task(sonnet_generation, sonnet_pairs, TextPairs),
-    "paraphrase": Task(paraphrase_detection, paraphrase_pairs, WordPairs),
-}
-
-
-def prepare_pairs(args, model, folder: RunFolder, worker: Worker) -> dict[str, PairDataset]:
-    """The pairs of train and dev, with log π_ref where it is wanted; kept in the run's folder.
-
-    A resumed run finds them there, so that it sees the very numbers that it has seen before.
-    """
-    paths = {split: folder.path / f"pairs-{split}.jsonl" for split in ("train", "dev")}
-    folder.start(args.resume)
-    if worker.is_main and not args.resume:
-        pairs = build_pairs(args, model, print)
-        for split, path in paths.items():
-            save_pairs(path, pairs[split])
-            if objective(args).has_reference:
-                save_pairs(path, with_reference(args, model, tokenised(args, model, path), worker))
-            kinds = Counter(pair.kind for pair in pairs[split])
-            listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-            print(f"{split}: {len(pairs[split])} pairs ({listed}) in {path}")
-        if args.examples:
-            print(shown(examples(pairs["train"], args.examples)))
-    wait_for_main(worker)
-    return {split: tokenised(args, model, path) for split, path in paths.items()}
-
-
-def examples(pairs: list[Pair], count: int) -> list[Pair]:
-    """The first `count` prompts, with the first pair of each kind."""
-    kinds = dict.fromkeys(pair.kind for pair in pairs)
-    by_kind = {kind: [p for p in pairs if p.kind == kind][:count] for kind in kinds}
-    return [pair for group in zip_longest(*by_kind.values()) for pair in group if pair]
-
-
-def build_pairs(args, model, say) -> dict[str, list[Pair]]:
-    """Those of train out of --pairs, if that is given."""
-    given = {}
-    if args.pairs:
-        given["train"] = [replace(pair, reference=None) for pair in load_pairs(args.pairs)]
-    splits = [split for split in ("train", "dev") if split not in given]
-    pairs = given | TASKS[args.task].build_pairs(args, model, splits, say)
-    for split in splits:
-        if not pairs[split]:
-            raise InputError(f"no pair is left for {split}: give more data or other --kinds")
-    return pairs
-
-
-@torch.no_grad()
-def with_reference(args, model, dataset: PairDataset, worker: Worker) -> list[Pair]:
-    """The pairs with log π_ref of both answers, computed with the precision of training."""
-    model.eval()
-    found: dict[int, list[float]] = {}
-    loader = make_loader(args, dataset)
-    for batch in tqdm(loader, desc="reference", leave=False, disable=None):
-        with precision(args, worker):
-            log_probs = dataset.log_probs(model, to_device(batch, worker.device))
-        found |= dict(zip(batch["indices"], log_probs.tolist(), strict=True))
-    return [replace(pair, reference=found[i]) for i, pair in enumerate(dataset.pairs)]
-
-
-def objective(args) -> Objective:
-    return Objective(args.loss, args.beta, args.gamma)
-
-
-def precision(args, worker: Worker):
-    return torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=args.bf16)
-
-
-def tokenised(args, model, path) -> PairDataset:
-    """The pairs of a file, as the model reads them."""
-    limit = model.gpt.config.max_position_embeddings
-    tokenizer = load_tokenizer(args.model_size)
-    return TASKS[args.task].dataset(load_pairs(path), tokenizer, limit, where=path)
-
-
-def make_loader(args, dataset: PairDataset, worker: Worker | None = None):
-    """Batches of --batch_size pairs; for a worker they are shuffled, and its share of all."""
-    share = {"rank": worker.rank, "workers": worker.count} if worker else {"shuffle": False}
-    buckets = LengthBuckets(dataset.lengths, args.batch_size, seed=args.seed, **share)
-    return batch_loader(dataset, buckets, collate=dataset.collate)
-
-
-# -- the run ---------------------------------------------------------------------------------------
 
 
 def start_model(args):
@@ -344,11 +203,9 @@ def get_args(argv=None):
     parser.add_argument("--checkpoint", metavar="FILE", help="a best.safetensors to start from")
     args = parser.parse_args(argv)
     check_fit_flags(args)
-    check_range(args, "temperature", 0)
-    check_range(args, "top_p", 0, 1)
-    for name in ("top_k", "examples", "gamma"):
+    sonnet_generation.check_sampling(args)
+    for name in ("examples", "gamma"):
         check_range(args, name, 0)
-    check_range(args, "max_new_tokens", 1)
     args.beta = BETAS[args.loss] if args.beta is None else args.beta
     if not 0 < args.beta < float("inf"):
         raise InputError(f"--beta {args.beta}: expected a number above 0")
@@ -357,16 +214,11 @@ def get_args(argv=None):
 
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data, and how sonnets are sampled")
-    group.add_argument("--sonnet_path", default="data/sonnets.txt")
-    group.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
-    group.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
+    sonnet_generation.add_split_paths(group)
     group.add_argument("--para_train", default="data/quora-train.csv")
     group.add_argument("--para_dev", default="data/quora-dev.csv")
     add_data_dir(parser)
-    group.add_argument("--temperature", type=float, default=1.2)
-    group.add_argument("--top_p", type=float, default=0.9)
-    group.add_argument("--top_k", type=int, default=0)
-    group.add_argument("--max_new_tokens", type=int, default=256)
+    sonnet_generation.add_sampling(group)
 
 
 @command

@@ -1,16 +1,22 @@
 """Decoding against transformers, slow searches without caches, and the form that it guarantees."""
 
 import itertools
+import json
+import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from course_files import call_main, work_in, write, write_model
+from test_resume import in_child
+from test_unfinished_work import at_file, ended_by, interrupt, kill
 from torch.nn import functional as F
 from transformers import (
     GPT2LMHeadModel,
@@ -21,8 +27,8 @@ from transformers import (
 
 from config import GPT2Config
 from dataset import Record, read_sonnets
-from extensions import decoding, sonnet_form
-from extensions.decoding import STRATEGIES, Job, complete, get_args, load_strategy
+from extensions import decoding, sonnet_form, sonnet_writer
+from extensions.decoding import complete, get_args
 from extensions.decoding_search import (
     Rows,
     beam_search,
@@ -31,6 +37,7 @@ from extensions.decoding_search import (
     keep_typical,
     repeat_less,
 )
+from extensions.decoding_strategies import STRATEGIES, Job, load_strategy
 from models.generation import generate
 from models.gpt2 import GPT2Model
 from sonnet_generation import SonnetGPT
@@ -459,7 +466,7 @@ def test_sonnets_in_one_batch_are_written_as_each_alone(model):
 @needs_dictionary
 def test_no_token_outside_the_automaton_s_set_is_ever_drawn(model, monkeypatch):
     masks = []
-    choose = sonnet_form.choose
+    choose = sonnet_writer.choose
 
     def spy(logits, *rest, **how):
         chosen = choose(logits, *rest, **how)
@@ -467,7 +474,7 @@ def test_no_token_outside_the_automaton_s_set_is_ever_drawn(model, monkeypatch):
         assert logits.isfinite().any(dim=1).all()
         return chosen
 
-    monkeypatch.setattr(sonnet_form, "choose", spy)
+    monkeypatch.setattr(sonnet_writer, "choose", spy)
     sonnets_of(model, "sonnet:temperature=3,top_p=1")
     assert torch.cat(masks).isfinite().all() and len(masks) > 50
 
@@ -481,10 +488,10 @@ def test_the_last_word_is_the_one_that_the_model_likes_best(model):
     begin = len(model.tokenizer.encode(text[: text.rindex("\n") + 1]))
     rows = Rows(model.gpt, torch.tensor([ids]), torch.ones(1, len(ids)).long(), 900)
     how = {"temperature": 0, "top_p": 1.0, "candidates": 100}
-    writer = sonnet_form.Writer(rows, form, **how)
+    writer = sonnet_writer.Writer(rows, form, **how)
     ends = ["is", "may", "sun"]
     choices = form.choices(ends)
-    writer.poems = [sonnet_form.Poem(list(ends), begin, choices)]
+    writer.poems = [sonnet_writer.Poem(list(ends), begin, choices)]
     left = 10 - sonnet_form.count_syllables(text.splitlines()[-1])
     allowed = choices.nearest(left, used=ends)
     assert {"day", "say", "play"} <= set(allowed) and "away" not in allowed
@@ -540,8 +547,8 @@ def test_what_the_automaton_lets_through(model, form):
 def test_a_word_that_the_model_thinks_unfinished_goes_on_before_the_last_one(model, form):
     ids = model.tokenizer.encode("The rose is red the rose is red be")
     rows = Rows(model.gpt, torch.tensor([ids]), torch.ones(1, len(ids)).long(), 900)
-    writer = sonnet_form.Writer(rows, form, temperature=0, top_p=1.0, candidates=9)
-    writer.poems = [sonnet_form.Poem(["red"], 0, form.beginnings)]
+    writer = sonnet_writer.Writer(rows, form, temperature=0, top_p=1.0, candidates=9)
+    writer.poems = [sonnet_writer.Poem(["red"], 0, form.beginnings)]
     logits = torch.zeros(V)
     assert writer.may_follow(0, logits) is None
     logits[form.inside.nonzero()[0]] = 20.0
@@ -716,6 +723,106 @@ def test_bad_input_is_one_line_and_leaves_the_files_alone(
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and said in error
     assert old.read_bytes() == b"old"
+
+
+# -- interruptions -----------------------------------------------------------------------------
+
+SLOW = [
+    "--strategy",
+    "best_of:n=2",
+    "--strategy",
+    "sonnet" if find_spec("pronouncing") else "min_p",
+]
+SLOW += ["--batch_size", 2]  # 2 batches of each file by each strategy
+KEPT = "generated_sonnets-unfinished.jsonl"
+
+
+def decode(monkeypatch, words, *flags, out="predictions") -> dict[str, bytes]:
+    """The texts of a whole run, and all else that is in the folder of its outputs."""
+    outs = ["--sonnet_out", f"{out}/generated_sonnets.txt"]
+    outs += ["--dev_sonnet_out", f"{out}/generated_sonnets_dev.txt"]
+    call_main(monkeypatch, "extensions.decoding", *words, *SLOW, *outs, *flags)
+    return {path.name: path.read_bytes() for path in Path(out).iterdir()}
+
+
+@pytest.mark.parametrize("end", [interrupt, kill])
+def test_an_interrupted_run_goes_on_to_the_very_texts(end, words, monkeypatch, capsys):
+    """Three times: in a batch of the first file, right before an output, and in the last batch."""
+    expected = decode(monkeypatch, words, out="whole")
+    moments = [(KEPT, 2, 2), (f"generated_sonnets_dev-{SLOW[3]}.txt", 1, 8), (KEPT, 4, 13)]
+    for i, (name, number, kept) in enumerate(moments):
+        with monkeypatch.context() as patch:
+            at_file(patch, name, number, end)
+            status = in_child(lambda i=i: decode(monkeypatch, words, *["--resume"][: i > 0]))
+        assert ended_by(status, end)
+        lines = Path("predictions", KEPT).read_text(encoding="utf-8").splitlines()
+        assert sum(len(json.loads(line)["made"]) for line in lines[1:]) == kept
+    batches, collate = [], decoding.collate
+    monkeypatch.setattr(decoding, "collate", lambda rows: (batches.append(rows), collate(rows))[1])
+    assert decode(monkeypatch, words, "--resume") == expected
+    assert "resumed: 13 sonnets are there already" in capsys.readouterr().out
+    assert [len(rows) for rows in batches] == [1]
+
+
+def test_the_real_command_killed_resumes(words, monkeypatch):
+    """Another process, in which sets have another order."""
+    expected = decode(monkeypatch, words, out="whole")
+    flags = [*words, *SLOW]
+    command = [sys.executable, "-m", "extensions.decoding", *map(str, flags)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not Path("predictions", KEPT).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+    resume = ["--resume"] if Path("predictions", KEPT).exists() else []  # it may have been faster
+    assert decode(monkeypatch, words, *resume) == expected
+
+
+def test_each_batch_has_draws_of_its_own(model):
+    args = get_args(["--seed", "3", "--batch_size", "1"])
+    sample = load_strategy("sample")
+    one, other = (complete(model, PROMPTS[:2], sample, args) for _ in range(2))
+    assert one == other
+    twice = complete(model, [PROMPTS[0], PROMPTS[0]], sample, args)
+    assert twice[0] == one[0] and twice[1] != one[0]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--seed", 2], "seed"),
+        (["--strategy", "sample"], "strategy"),
+        (["--max_new_tokens", 13, "--batch_size", 3], "max_new_tokens, batch_size"),
+        (["--held_out_sonnet_path", "other.txt"], "prompts"),
+        (["--limit", 1], "prompts"),
+        (["--model_size", "other"], "model"),
+    ],
+)
+def test_what_is_unfinished_is_gone_on_with_by_its_own_run_alone(
+    flags, said, words, data, monkeypatch, capsys
+):
+    write("other.txt", (data / "sonnets_held_out.txt").read_text(encoding="utf-8") + "thy rose\n")
+    write_model("other", positions=1024, seed=1)
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        at_file(patch, KEPT, 2, interrupt)
+        decode(patch, words)
+    assert "--resume" in capsys.readouterr().err
+    before = {path: path.read_bytes() for path in Path("predictions").iterdir()}
+    with pytest.raises(SystemExit) as stop:
+        decode(monkeypatch, words, "--resume", *flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"predictions/{KEPT}: of a run that differs from this one in {said}: give" in error
+    assert {path: path.read_bytes() for path in Path("predictions").iterdir()} == before
+
+
+def test_without_unfinished_work_there_is_nothing_to_resume(words, monkeypatch, capsys):
+    decode(monkeypatch, words, "--limit", 1)
+    with pytest.raises(SystemExit):
+        decode(monkeypatch, words, "--limit", 1, "--resume")
+    assert f"--resume: no predictions/{KEPT}: give the flags" in capsys.readouterr().err
 
 
 @needs_dictionary

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from course_files import VERSES, call_main, work_in, write, write_course, write_model
+from test_resume import in_child
+from test_unfinished_work import at_file, ended_by, interrupt, kill
 from tiny_run import run_path
 from torch.nn import functional as F
 
@@ -15,7 +17,7 @@ import sonnet_generation
 from batches import count_targets, split_batch
 from checkpoint import load_model, load_tree, save_tree
 from dataset import Record
-from extensions import dpo
+from extensions import dpo, preference_data
 from extensions.preference_batches import TextPairs, WordPairs
 from extensions.preference_losses import CHOSEN, REJECTED, Objective, dpo_loss, ipo_loss, log_odds
 from extensions.preference_pairs import (
@@ -463,13 +465,103 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_with_the_references_it_had(
     with pytest.raises(SystemExit):
         start(monkeypatch, "sonnet", *words, checkpoint=trained["sonnet"])
     monkeypatch.setattr(Trainer, "_move", move)
-    monkeypatch.setattr(dpo, "with_reference", None)
+    monkeypatch.setattr(preference_data, "with_reference", None)
     start(monkeypatch, "sonnet", *words, "--resume", checkpoint=trained["sonnet"])
     assert "resumed at epoch 1, step 1" in capsys.readouterr().out
     one, other = (
         load_tree(run_path(root, "*/best.safetensors"))["model"] for root in ("whole", "runs")
     )
     assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def outcome(root) -> dict:
+    """Pairs, weights and figures of the one run in a folder, in which nothing else is."""
+    folder = run_path(root)
+    files = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
+    files |= {"pairs-train.jsonl", "pairs-dev.jsonl"}
+    assert {path.name for path in folder.iterdir()} == files
+    return {
+        "pairs": [(folder / f"pairs-{split}.jsonl").read_bytes() for split in ("train", "dev")],
+        "weights": [
+            t.numpy().tobytes() for t in load_tree(folder / "best.safetensors")["model"].values()
+        ],
+        "figures": [record | {"seconds": 0} for record in metrics(folder)],
+    }
+
+
+@pytest.mark.parametrize("end", [interrupt, kill])
+def test_interrupted_before_training_it_goes_on_to_the_same_bits(
+    end, trained, place, monkeypatch, capsys
+):
+    """While it samples, computes π_ref, writes the pairs; then before training has saved."""
+    monkeypatch.setattr(preference_data, "PROMPTS", 4)  # 3 parts of train, 1 of dev
+    monkeypatch.setattr(preference_data, "SAVES", 3)
+    words = ("--epochs", "1", "--kinds", "sampled", "shuffled", "--batch_size", "4")
+
+    def run(*more):
+        start(monkeypatch, "sonnet", *words, *more, checkpoint=trained["sonnet"])
+
+    run("--runs_dir", "whole")
+    kept = "pairs-unfinished.jsonl"
+    moments = [(kept, 3), (kept, 4), ("pairs-train.jsonl", 2), (kept, 1), ("last.safetensors", 1)]
+    for i, (name, number) in enumerate(moments):
+        with monkeypatch.context() as patch:
+            at_file(patch, name, number, end)
+            status = in_child(lambda i=i: run(*["--resume"][: i > 0]))
+        assert ended_by(status, end), name
+        assert run_path("runs", "*/").joinpath(kept).exists() == (name != "last.safetensors")
+    monkeypatch.setattr(preference_data, "keep_pairs", None)
+    run("--resume")
+    assert "At the start: dev loss :: 0.693" in capsys.readouterr().out
+    assert outcome("runs") == outcome("whole")
+
+
+def test_what_was_sampled_is_not_sampled_again(trained, place, monkeypatch, capsys):
+    monkeypatch.setattr(preference_data, "PROMPTS", 4)
+    words = ("--kinds", "sampled", "--pairs_only")
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        at_file(patch, "pairs-unfinished.jsonl", 3, interrupt)
+        start(patch, "sonnet", *words, checkpoint=trained["sonnet"])
+    complete, sampled = sonnet_generation.complete, []
+    monkeypatch.setattr(
+        sonnet_generation, "complete", lambda *a: (sampled.extend(a[1]), complete(*a))[1]
+    )
+    start(monkeypatch, "sonnet", *words, "--resume", checkpoint=trained["sonnet"])
+    assert "resumed: 8 texts and pairs of log-probabilities" in capsys.readouterr().out
+    assert len(sampled) == 4 + 4  # the last of train, and dev
+    start(monkeypatch, "sonnet", *words, "--resume", checkpoint=trained["sonnet"])
+    assert len(sampled) == 8
+
+
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_another_model_or_data_does_not_go_on_with_these_samples(
+    what, trained, place, monkeypatch, capsys
+):
+    write("own.txt", Path("data/sonnets.txt").read_text(encoding="utf-8"))
+    words = ("--kinds", "sampled", "--sonnet_path", "own.txt")
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        at_file(patch, "pairs-unfinished.jsonl", 2, interrupt)
+        start(patch, "sonnet", *words)
+    if what == "data":
+        write("own.txt", Path("data/sonnets.txt").read_text(encoding="utf-8") + "my love\n")
+    else:
+        Path("model").unlink()
+        write_model("model", dropout=0.1, seed=1)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, "sonnet", *words, "--resume")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"pairs-unfinished.jsonl: of a run that differs from this one in {what}: give" in error
+
+
+def test_pairs_are_tokenised_once(trained, place, monkeypatch):
+    made, build = [], TextPairs.__init__
+    monkeypatch.setattr(
+        TextPairs, "__init__", lambda self, *a, **how: (made.append(how), build(self, *a, **how))[1]
+    )
+    start(monkeypatch, "sonnet", "--kinds", "shuffled", "--epochs", "1")
+    assert [Path(how["where"]).name for how in made] == ["pairs-train.jsonl", "pairs-dev.jsonl"]
 
 
 def test_pairs_can_be_built_looked_at_and_trained_on_later(place, monkeypatch, capsys):
