@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from batches import tokenise
+from batches import LengthBuckets, tokenise
 from classifier import NUM_LABELS
 from dataset import Record, read_pairs, read_sentiment, read_sonnets
 from evaluation import PROMPT_LINES
@@ -112,7 +112,23 @@ class Workload:
         if self.job.kind == "train" and self.job.task == "sonnet":
             end = self.tokenizer.eos_token
             rows = [replace(row, text=row.text + end) for row in rows]
+        if self.job.kind == "train" and most:
+            rows = self._rows_of_batches(rows, most // self.job.batch_size)
         return random.Random(self.settings.seed).sample(rows, min(most or len(rows), len(rows)))
+
+    def _rows_of_batches(self, rows: list[Record], count: int) -> list[Record]:
+        """The rows of so many batches of an epoch, from short to long ones.
+
+        So few rows drawn alone would differ in length more than the neighbours in a whole file.
+        """
+        size, lengths = self.job.batch_size, [len(ids) for ids in self.tokens(rows)]
+        epoch = LengthBuckets(lengths, size, seed=self.settings.seed)
+        whole = [batch for batch in epoch if len(batch) == size]
+        if count >= len(whole):
+            return rows
+        whole.sort(key=lambda batch: sum(lengths[i] for i in batch))
+        chosen = [whole[(2 * i + 1) * len(whole) // (2 * count)] for i in range(count)]
+        return [rows[i] for batch in chosen for i in batch]
 
     def tokens(self, rows: list[Record]) -> list[list[int]]:
         """The rows as token ids; in decoding the new ones must find room, too."""

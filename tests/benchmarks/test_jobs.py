@@ -1,5 +1,6 @@
 """The jobs' rows: bounded, seeded, the same for every peer, as long as the file's."""
 
+import random
 import statistics
 from dataclasses import replace
 
@@ -39,12 +40,25 @@ def test_the_seed_alone_decides_the_rows(settings):
 
 
 @pytest.mark.skipif(not COURSE_DATA.is_dir(), reason="needs the course's files")
-def test_a_sample_is_as_long_as_its_file():
-    lengths = [len(row.text) for row in read_rows("sst", "train", COURSE_DATA)]
-    settings = Settings("gpt2-mini", str(COURSE_DATA), batches=48)
-    sample = [len(row.text) for row in Workload(JOBS["sst-8"], settings).rows]
-    error = statistics.stdev(lengths) / len(sample) ** 0.5
-    assert abs(statistics.mean(sample) - statistics.mean(lengths)) < 3 * error
+@pytest.mark.parametrize("name, batches", [("sst-8", 12), ("sst-64", 3), ("evaluate", 36)])
+def test_a_sample_is_as_long_as_its_file(name, batches):
+    job, settings = JOBS[name], Settings("gpt2-mini", str(COURSE_DATA), batches=batches)
+    lengths = [len(row.text) for row in read_rows("sst", job.split, COURSE_DATA)]
+    sample = [len(row.text) for row in Workload(job, settings).rows]
+    assert statistics.mean(sample) == pytest.approx(statistics.mean(lengths), rel=0.1)
+
+
+def test_a_sample_to_train_on_has_the_batches_of_an_epoch(model_folder, tmp_path):
+    words = [" ".join(["good"] * n) for n in range(1, 301)]
+    random.Random(0).shuffle(words)
+    lines = [f"{i}\tr{i}\t{text}\t{i % 5}\n" for i, text in enumerate(words)]
+    header = "\tid\tsentence\tsentiment\n"
+    (tmp_path / "ids-sst-train.csv").write_text(header + "".join(lines), encoding="utf-8")
+    work = Workload(JOBS["sst-8"], Settings(str(model_folder), str(tmp_path), batches=4))
+    lengths = sorted(len(ids) for ids in work.tokens(work.rows))
+    batches = [lengths[i : i + 8] for i in range(0, 32, 8)]
+    assert len(lengths) == 32 and all(batch[-1] - batch[0] < 12 for batch in batches)
+    assert batches[0][0] < 60 and batches[-1][-1] > 240  # tokens: short ones and long ones
 
 
 def test_what_every_peer_must_have_done(settings):
