@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
-from dataset import NUM_LABELS, read_sentiment
+from dataset import NUM_LABELS, data_file, read_sentiment
 from evaluation import accuracy_and_f1, predict, write_predictions
 from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.gpt2 import backbone
@@ -117,9 +117,7 @@ def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dic
     if name == "cfimdb":
         batch_size = -(-CFIMDB_BATCH_SIZE // worker.count)
     for split in ("train", "dev", "test"):
-        path = (
-            Path(args.data_dir) / f"ids-{name}-{split}{'-student' if split == 'test' else ''}.csv"
-        )
+        path = Path(args.data_dir) / data_file(name, split)
         records = read_sentiment(path, None if split == "test" else NUM_LABELS[name])[: args.limit]
         sent_ids = [record.sent_id for record in records]
         texts = [record.text for record in records]

@@ -15,6 +15,12 @@ NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
 END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
 
 
+def data_file(task: str, split: str) -> str:
+    """The course's name for the file of a split: train, dev or test, of sst, cfimdb, paraphrase."""
+    prefix = f"ids-{task}" if task in NUM_LABELS else "quora"
+    return f"{prefix}-{split}{'-student' if split == 'test' else ''}.csv"
+
+
 @dataclass(frozen=True)
 class Record:
     """One row of a task: a sentence, or a sonnet."""

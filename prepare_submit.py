@@ -13,19 +13,23 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import NUM_LABELS, Record, read_sonnets, read_table
+from dataset import NUM_LABELS, Record, data_file, read_sonnets, read_table
 from utils import ROOT, InputError, atomic_write, command
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
 REQUIRED_CODE = (
     *("README.md", "requirements.txt", "setup.sh", "optimizer_test.npy"),
     *("config.py", "utils.py", "optimizer.py", "optimizer_test.py", "sanity_check.py"),
+    *("kernels/adamw.py", "kernels/adamw_cpu.py", "kernels/adamw.c"),
     *("modules/attention.py", "modules/gpt2_layer.py"),
     *("models/base_gpt.py", "models/gpt2.py", "models/generation.py"),
     *("dataset.py", "evaluation.py", "training.py", "prepare_submit.py"),
     *("classifier.py", "paraphrase_detection.py", "sonnet_generation.py"),
 )
-FURTHER_CODE = ("*.py", "modules/*.py", "models/*.py", "extensions/*.py", "extensions/README.md")
+FURTHER_CODE = (
+    *("*.py", "kernels/*.py", "kernels/*.c", "modules/*.py", "models/*.py"),
+    *("extensions/*.py", "extensions/README.md"),
+)
 LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}
 SONNET_HEADER = "--Generated Sonnets--"
 SHOWN = 10  # lines told of one file: a thousand alike say no more
@@ -120,18 +124,18 @@ def required_predictions() -> dict[str, Table | Sonnets]:
         "predictions/generated_sonnets.txt": Sonnets("sonnets_held_out.txt"),
         "predictions/generated_sonnets_dev.txt": Sonnets("sonnets_held_out_dev.txt"),
     }
-    for split, suffix in {"dev": "dev", "test": "test-student"}.items():
+    for split in ("dev", "test"):
         for prefix, mode in LATER_NAMES.items():
             for name, count in NUM_LABELS.items():
                 wanted[f"predictions/{prefix}-{name}-{split}-out.csv"] = Table(
-                    data=f"ids-{name}-{suffix}.csv",
+                    data=data_file(name, split),
                     texts=(),
                     column="Predicted_Sentiment",
                     values=tuple(map(str, range(count))),
                     remedy=f"python classifier.py --fine-tune-mode {mode} --use_gpu",
                 )
         wanted[f"predictions/para-{split}-output.csv"] = Table(
-            data=f"quora-{suffix}.csv",
+            data=data_file("paraphrase", split),
             texts=("sentence1", "sentence2", *(["is_duplicate"] if split == "dev" else [])),
             column="Predicted_Is_Paraphrase",
             values=("8505", "3919"),

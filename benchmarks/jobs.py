@@ -13,7 +13,7 @@ import torch
 
 from batches import LengthBuckets, tokenise
 from classifier import NUM_LABELS
-from dataset import Record, read_pairs, read_sentiment, read_sonnets
+from dataset import Record, data_file, read_pairs, read_sentiment, read_sonnets
 from evaluation import PROMPT_LINES
 from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
@@ -182,13 +182,12 @@ class Workload:
 
 def read_rows(task: str, split: str, folder: Path) -> list[Record]:
     """All rows of a task's file as the texts that a model reads; without labels label 0."""
-    name = "test-student" if split == "test" else split
     if task in NUM_LABELS:
         labels = None if split == "test" else NUM_LABELS[task]
-        rows = read_sentiment(folder / f"ids-{task}-{name}.csv", labels)
+        rows = read_sentiment(folder / data_file(task, split), labels)
         return [replace(row, label=row.label or 0) for row in rows]
     if task == "paraphrase":
-        pairs = read_pairs(folder / f"quora-{name}.csv", labelled=True).records
+        pairs = read_pairs(folder / data_file(task, split), labelled=True).records
         return [Record(p.sent_id, cloze_prompt(p.sentence1, p.sentence2), p.label) for p in pairs]
     if split == "train":
         return [replace(row, label=0) for row in read_sonnets(folder / "sonnets.txt")]

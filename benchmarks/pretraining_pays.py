@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
-from dataset import NUM_LABELS, read_pairs, read_sentiment
+from dataset import NUM_LABELS, data_file, read_pairs, read_sentiment
 from models.gpt2 import GPT2Model
 from utils import command, load_tokenizer
 
@@ -44,11 +44,10 @@ def bag_of_words(args, name: str) -> float:
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    counts, data = CountVectorizer(token_pattern=r"(?u)\S+"), Path(args.data_dir)
+    counts = CountVectorizer(token_pattern=r"(?u)\S+")
+    paths = [Path(args.data_dir) / data_file(name, split) for split in ("train", "dev")]
     if name == "paraphrase":
-        files = [
-            read_pairs(data / f"quora-{split}.csv", labelled=True) for split in ("train", "dev")
-        ]
+        files = [read_pairs(path, labelled=True) for path in paths]
         splits = [file.records[: args.limit] for file in files]
         counts.fit([text for r in splits[0] for text in (r.sentence1, r.sentence2)])
 
@@ -59,7 +58,6 @@ def bag_of_words(args, name: str) -> float:
             return hstack([first.minimum(second), abs(first - second)])
 
     else:
-        paths = [data / f"ids-{name}-{split}.csv" for split in ("train", "dev")]
         splits = [read_sentiment(path, NUM_LABELS[name])[: args.limit] for path in paths]
         counts.fit([r.text for r in splits[0]])
 

@@ -30,7 +30,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dataset import NUM_LABELS, read_pairs, read_sentiment, read_sonnets, read_table, read_text
+from dataset import (
+    NUM_LABELS,
+    data_file,
+    read_pairs,
+    read_sentiment,
+    read_sonnets,
+    read_table,
+    read_text,
+)
 from extensions.augment_text import (
     BY_NEIGHBOURS,
     EDA,
@@ -61,8 +69,8 @@ class Task:
 
 TASKS = {
     name: Task(
-        train=f"ids-{name}-train.csv",
-        held_out=(f"ids-{name}-dev.csv", f"ids-{name}-test-student.csv"),
+        train=data_file(name, "train"),
+        held_out=(data_file(name, "dev"), data_file(name, "test")),
         columns=("id", "sentence", "sentiment"),
         labels=labels,
         methods=tuple(EDA),
@@ -71,8 +79,8 @@ TASKS = {
     for name, labels in NUM_LABELS.items()
 }
 TASKS["paraphrase"] = Task(
-    train="quora-train.csv",
-    held_out=("quora-dev.csv", "quora-test-student.csv"),
+    train=data_file("paraphrase", "train"),
+    held_out=(data_file("paraphrase", "dev"), data_file("paraphrase", "test")),
     columns=("id", "sentence1", "sentence2", "is_duplicate"),
     methods=("deletion", "swap", "symmetric", "hard_negatives"),
     program="paraphrase_detection.py",

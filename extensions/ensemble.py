@@ -28,7 +28,7 @@ import classifier
 import paraphrase_detection
 from batches import TokenDataset, forward_tokens, make_loader, to_device, tokenise
 from checkpoint import load_model, load_tree, save_tree
-from dataset import Record, read_pairs, read_sentiment
+from dataset import Record, data_file, read_pairs, read_sentiment
 from evaluation import ANSWER_TOKENS, report_table, write_predictions
 from extensions.ensemble_weights import POOLS, cross_fitted, fit_weights, mean_loss
 from extensions.prediction_files import CLASSES, check_ids, read_predictions
@@ -209,9 +209,8 @@ def get_args(argv=None):
     for path, count in Counter([*args.checkpoint, *args.vote]).items():
         if count > 1:
             raise InputError(f"{path}: stands twice: give each member once")
-    name = "quora" if args.task == paraphrase_detection.TASK else f"ids-{args.task}"
-    args.dev = args.dev or str(Path(args.data_dir) / f"{name}-dev.csv")
-    args.test = args.test or str(Path(args.data_dir) / f"{name}-test-student.csv")
+    args.dev = args.dev or str(Path(args.data_dir) / data_file(args.task, "dev"))
+    args.test = args.test or str(Path(args.data_dir) / data_file(args.task, "test"))
     args.splits = ["dev"] if args.dev_only else ["dev", "test"]
     for split in ("dev", "test"):
         default = f"predictions/ensemble-{args.task}-{split}-out.csv"

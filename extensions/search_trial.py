@@ -20,7 +20,7 @@ from types import ModuleType
 import classifier
 import paraphrase_detection
 import sonnet_generation
-from dataset import read_sonnets
+from dataset import data_file, read_sonnets
 from extensions.search_space import words_of
 from utils import ROOT, InputError, atomic_write
 
@@ -38,18 +38,18 @@ def sentiment_without_test(args, folder: Path) -> list[str]:
     if args.dataset == "all":
         raise InputError("classifier.py: a search has one figure: add --dataset sst or cfimdb")
     for split in ("train", "dev"):
-        name = f"ids-{args.dataset}-{split}.csv"
+        name = data_file(args.dataset, split)
         link = folder / name
         link.unlink(missing_ok=True)
         link.symlink_to(existing(Path(args.data_dir) / name).resolve())
-    _write(folder / f"ids-{args.dataset}-test-student.csv", "\tid\tsentence\n0\tx\tnothing\n")
+    _write(folder / data_file(args.dataset, "test"), "\tid\tsentence\n0\tx\tnothing\n")
     return ["--data_dir", str(folder)]
 
 
 def pairs_without_test(args, folder: Path) -> list[str]:
     for path in (args.para_train, args.para_dev):
         existing(path)
-    path = folder / "quora-test-student.csv"
+    path = folder / data_file("paraphrase", "test")
     _write(path, "\tid\tsentence1\tsentence2\n0\tx\twhat ?\twhy ?\n")
     return ["--para_test", str(path)]
 
