@@ -15,13 +15,21 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
 
 from benchmarks.timing import environment, write_results
 from utils import BUNDLED, ROOT, InputError
+
+SCHEDULE = ["--schedule", "linear", "--warmup", "0.1", "--clip", "1"]
+
+
+def mean_and_spread(values: list[float], how: str, sign: str = "") -> str:
+    """Mean ± standard deviation, both in a format such as ".3f"; sign: the mean's, "+" or ""."""
+    spread = f" ± {statistics.stdev(values):{how}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}{how}}{spread}"
 
 
 class Task:
@@ -31,10 +39,7 @@ class Task:
         self.words, self.metric, self.best = words.split(), metric, best
 
     def say(self, values: list[float]) -> str:
-        """Mean ± standard deviation."""
-        digits = 3 if self.metric == "dev_acc" else 1
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.{digits}f}{spread}"
+        return mean_and_spread(values, ".3f" if self.metric == "dev_acc" else ".1f")
 
 
 TASKS = {
@@ -56,19 +61,32 @@ def fine_tune(args, name: str, flags_of: Callable, *, seed: int, lr: float) -> f
     """
     task = TASKS[name]
     with tempfile.TemporaryDirectory(prefix="bench-study-") as folder:
-        flags = flags_of(seed, folder)
-        words = [sys.executable, *task.words, *flags, "--data_dir", args.data_dir]
-        words += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", folder]
-        words += ["--schedule", "linear", "--warmup", "0.1", "--clip", "1"]
-        words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
-        words += ["--limit", str(args.limit)] if args.limit else []
-        words += _output_flags(name, folder)
-        share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
-        env = os.environ | share
-        subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
-        [path] = Path(folder).glob("*/metrics.jsonl")
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return task.best(json.loads(line)[task.metric] for line in lines)
+        flags = flags_of(seed, folder) + (["--limit", str(args.limit)] if args.limit else [])
+        run = train(args, name, flags, folder, seed=seed, lr=lr)
+        return task.best(record[task.metric] for record in history(run))
+
+
+def train(args, name: str, flags: list[str], folder, *, seed: int, lr: float) -> Path:
+    """Run a task's program; the folder of its run, below `folder`."""
+    words = [*TASKS[name].words, *flags, "--data_dir", args.data_dir]
+    words += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", str(folder), *SCHEDULE]
+    words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
+    start(args, words + _output_flags(name, folder))
+    [path] = Path(folder).glob("*/metrics.jsonl")
+    return path.parent
+
+
+def start(args, words: list) -> None:
+    """Run a Python program, with its share of the cores."""
+    share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
+    words, env = [sys.executable, *map(str, words)], os.environ | share
+    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
+
+
+def history(run: Path) -> list[dict]:
+    """What a run's metrics.jsonl says, an epoch each."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def _output_flags(name: str, folder: str) -> list[str]:
@@ -97,14 +115,27 @@ class Study:
     def figure(self, key: str, work: Callable[[], float]) -> float:
         """The figure of a run, done now if it was not before."""
         if key not in self.results["runs"]:
-            value = work()
-            with self.lock:
-                self.results["runs"][key] = value
-                self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
-                self.results["jobs"] = self.args.jobs
-                write_results(self.path, self.results)
+            self._keep({key: work()})
         print(f"{key}: {self.results['runs'][key]:.4f}", flush=True)
         return self.results["runs"][key]
+
+    def figures(self, key: str, work: Callable[[], dict]) -> dict[str, float]:
+        """Those of one run, by name, each kept as "KEY, NAME"."""
+        start, runs = f"{key}, ", self.results["runs"].copy()
+        found = {k.removeprefix(start): v for k, v in runs.items() if k.startswith(start)}
+        if not found:
+            found = work()
+            self._keep({start + name: value for name, value in found.items()})
+        said = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        print(f"{key}: {said}", flush=True)
+        return found
+
+    def _keep(self, found: dict[str, float]) -> None:
+        with self.lock:
+            self.results["runs"] |= found
+            self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
+            self.results["jobs"] = self.args.jobs
+            write_results(self.path, self.results)
 
     def contest(self, name: str, who: str, flags_of: Callable, lrs=()) -> None:
         """All rates with the first seed, the better one with the others; --lrs goes before lrs."""
@@ -120,9 +151,13 @@ class Study:
             run(seed, lr)
 
     def side_by_side(self, calls: Iterable[Callable[[], None]]) -> None:
+        """All calls, --jobs of them at a time; where one fails, those that wait are left out."""
         with ThreadPoolExecutor(self.args.jobs) as pool:
-            for part in [pool.submit(call) for call in calls]:
-                part.result()
+            try:
+                for part in as_completed([pool.submit(call) for call in calls]):
+                    part.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def scores(runs: dict[str, float], name: str, who: str) -> tuple[str, list[float]]:
@@ -146,13 +181,14 @@ def checkpoint() -> str:
     return f"gpt2-mini {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
 
 
-def add_study_arguments(parser, *, out: str, tasks: list[str], lrs=()) -> None:
-    """The flags that all studies share."""
+def add_study_arguments(parser, *, out: str, tasks=(), lrs=()) -> None:
+    """The flags that all studies share; without tasks there is no choice of these, nor of rates."""
     parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
+    if tasks:
+        parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
+        parser.add_argument("--lrs", nargs="+", type=float, default=lrs, help="learning rates")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--lrs", nargs="+", type=float, default=lrs, help="learning rates")
-    parser.add_argument("--limit", type=int, help="first N rows of each file")
+    parser.add_argument("--limit", type=int, help="rows of each file at most")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")

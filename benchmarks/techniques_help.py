@@ -6,14 +6,13 @@ How runs are made, chosen and kept: benchmarks/study.py.
 """
 
 import argparse
-import statistics
 import sys
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
+from benchmarks.study import TASKS, Study, add_study_arguments, mean_and_spread, parse, scores
 from utils import command
 
 PLAIN = "plain"
@@ -80,8 +79,7 @@ def _cells(runs: dict[str, float], name: str, who: str) -> str:
     if who == PLAIN or len(values) != len(plain):
         return f"{own} | –"
     differences = [a - b for a, b in zip(values, plain, strict=True)]
-    spread = f" ± {statistics.stdev(differences):.3f}" if len(differences) > 1 else ""
-    return f"{own} | {statistics.mean(differences):+.3f}{spread}"
+    return f"{own} | {mean_and_spread(differences, '.3f', '+')}"
 
 
 @command

@@ -68,6 +68,10 @@ PEERS = {  # within a level: who may import whom
     ("benchmarks.study", "benchmarks.timing"),
     ("benchmarks.pretraining_pays", "benchmarks.study"),
     ("benchmarks.techniques_help", "benchmarks.study"),
+    ("benchmarks.programs_help", "benchmarks.programs_runs"),
+    ("benchmarks.programs_help", "benchmarks.study"),
+    ("benchmarks.programs_runs", "benchmarks.programs_data"),
+    ("benchmarks.programs_runs", "benchmarks.study"),
     ("benchmarks.pretrain", "pretrain"),
     ("benchmarks.extensions", "benchmarks.timing"),
     ("benchmarks.extensions", "pretrain"),
@@ -261,6 +265,7 @@ def test_text_files_are_opened_with_an_encoding(module):
 
 
 @pytest.mark.parametrize("module", [name for name in FILES if level_of(name) <= 4])
+def test_only_programs_print(module):
     assert prints(TREES[module]) == []
 
 

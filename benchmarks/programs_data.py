@@ -1,0 +1,68 @@
+"""The data of the study of programs: seeded samples of training files, dev files, no test rows.
+
+A sample is drawn from all of a file, whose first rows are not like the rest, and is the same for
+all contestants and seeds. Where a task wants a test file, it finds an invented row, or the one
+sonnet prompt by which it knows that a dev sonnet is held out as well.
+"""
+
+import csv
+import io
+import random
+from pathlib import Path
+
+from dataset import read_sonnets, read_text
+from evaluation import write_sonnets
+from sonnet_generation import opening
+from utils import atomic_write
+
+WHOLE, SMALL = "whole", "small"
+GOLD, PROMPTS = "TRUE_sonnets_held_out_dev.txt", "sonnets_held_out.txt"
+FILES = (
+    *("ids-sst-train.csv", "ids-sst-dev.csv", "quora-train.csv", "quora-dev.csv"),
+    *("sonnets.txt", "sonnets_held_out_dev.txt", GOLD),
+)
+PAIRS = {"quora-train.csv": 4000, "quora-dev.csv": 1000}
+ROWS = {  # of those files that are sampled
+    WHOLE: PAIRS,
+    SMALL: {**PAIRS, "ids-sst-train.csv": 1000, "sonnets.txt": 48},
+}
+INVENTED = {
+    "ids-sst-test-student.csv": "\tid\tsentence\n0\tx\tnothing\n",
+    "quora-test-student.csv": "\tid\tsentence1\tsentence2\n0\tx\twhat ?\twhy ?\n",
+}
+SEED = 11711
+
+
+def prepare(source, root, limit: int | None = None) -> None:
+    """Write the folders `whole` and `small` below root; limit: rows of each file at most."""
+    source = Path(source)
+    for name, rows in ROWS.items():
+        folder = Path(root) / name
+        for file in FILES:
+            bounds = [most for most in (rows.get(file), limit) if most]
+            write_sample(source / file, folder / file, min(bounds, default=None))
+        for file, text in INVENTED.items():
+            with atomic_write(folder / file) as out:
+                out.write(text)
+        prompts = read_sonnets(source / PROMPTS)
+        dev = {opening(sonnet) for sonnet in read_sonnets(source / GOLD)}
+        kept = [prompt for prompt in prompts if opening(prompt) in dev]
+        write_sonnets(folder / PROMPTS, kept or prompts[:1])
+
+
+def write_sample(source: Path, path: Path, most: int | None) -> None:
+    """At most so many rows, or sonnets, in the file's order; None: all."""
+    if source.suffix == ".txt":
+        write_sonnets(path, sample(read_sonnets(source), most))
+        return
+    text = io.StringIO(read_text(source), newline="")
+    header, *rows = filter(None, csv.reader(text, delimiter="\t"))
+    with atomic_write(path) as out:
+        writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+        writer.writerows([header, *sample(rows, most)])
+
+
+def sample(rows: list, most: int | None) -> list:
+    """Of files of the same length the same rows: a prompt stays with its sonnet."""
+    count = len(rows) if most is None else min(most, len(rows))
+    return [rows[i] for i in sorted(random.Random(SEED).sample(range(len(rows)), count))]
