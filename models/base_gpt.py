@@ -170,7 +170,10 @@ def _first_line(error: Exception) -> str:
 
 
 def from_huggingface_names(theirs: dict, config, where) -> dict[str, torch.Tensor]:
-    """HuggingFace's tensors under our names, float32, linears as (out, in), c_attn in three."""
+    """HuggingFace's tensors under our names, float32, linears as (out, in), c_attn in three.
+
+    All of them are copies: a view of a mapped file would keep the whole of it in memory.
+    """
     theirs = {name.removeprefix("transformer."): tensor for name, tensor in theirs.items()}
     ours, missing = {}, []
 
@@ -181,13 +184,13 @@ def from_huggingface_names(theirs: dict, config, where) -> dict[str, torch.Tenso
         return theirs.pop(name).float()
 
     for name, our_name in EMBEDDINGS.items():
-        ours[f"{our_name}.weight"] = take(f"{name}.weight")
+        ours[f"{our_name}.weight"] = take(f"{name}.weight").clone()
     for kind in ("weight", "bias"):
-        ours[f"final_layer_norm.{kind}"] = take(f"ln_f.{kind}")
+        ours[f"final_layer_norm.{kind}"] = take(f"ln_f.{kind}").clone()
         for i in range(config.num_hidden_layers):
             there, here = f"h.{i}", f"gpt_layers.{i}"
             for name, our_name in NORMS.items():
-                ours[f"{here}.{our_name}.{kind}"] = take(f"{there}.{name}.{kind}")
+                ours[f"{here}.{our_name}.{kind}"] = take(f"{there}.{name}.{kind}").clone()
             for name, our_name in LINEARS.items():
                 ours[f"{here}.{our_name}.{kind}"] = _transposed(take(f"{there}.{name}.{kind}"))
             joined = _transposed(take(f"{there}.attn.c_attn.{kind}"))
@@ -221,8 +224,8 @@ def to_huggingface_names(ours: dict, config) -> dict[str, torch.Tensor]:
 
 
 def _transposed(tensor):
-    """(out, in) <-> (in, out); a bias stays as it is."""
-    return tensor.T.contiguous() if tensor.dim() == 2 else tensor
+    """(out, in) <-> (in, out), a bias as it is; a copy."""
+    return tensor.t().clone(memory_format=torch.contiguous_format)
 
 
 def _check_shapes(state: dict, expected: dict, where) -> None:

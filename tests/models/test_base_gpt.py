@@ -135,6 +135,14 @@ def test_old_checkpoints_with_masks_and_a_tied_head_are_read(folder):
     assert torch.equal(logits(load(folder)), logits(strong_model()))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_a_model_keeps_no_file_in_memory(folder):
+    model = GPT2Model.from_pretrained(str(folder))
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert str(folder / "model.safetensors") not in maps
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_weights_of_another_precision_become_float32(folder, dtype):
     change_weights(folder, lambda state: state.update({k: v.to(dtype) for k, v in state.items()}))
