@@ -111,11 +111,13 @@ class Kfac(MatrixOptimizer):
         for collector in self.collectors.values():
             collector.mask = mask
 
-    def _update(self, param, group) -> None:
+    def _update(self, params, group) -> None:
         if group["rule"] == "adamw":
-            super()._update(param, group)
-        elif param in self.collectors:  # a weight; its bias moves with it
-            self._move(self.collectors[param], group)
+            super()._update(params, group)
+            return
+        for param in params:
+            if param in self.collectors:  # a weight; its bias moves with it
+                self._move(self.collectors[param], group)
 
     def _move(self, collector, group) -> None:
         parts, state = collector.trained, self.state[collector.linear.weight]

@@ -35,11 +35,14 @@ class MatrixOptimizer(AdamW):
         """Where a matrix moves to, of its shape; None: not in this step."""
         raise NotImplementedError
 
-    def _update(self, param, group) -> None:
+    def _update(self, params, group) -> None:
         if group["rule"] == "adamw":
-            super()._update(param, group)
-        elif (direction := self.direction(param, group)) is not None:
-            move(param, direction, group)
+            super()._update(params, group)
+            return
+        for param in params:
+            direction = self.direction(param, group)
+            if direction is not None:
+                move(param, direction, group)
 
 
 def move(param, direction, group) -> None:
