@@ -56,7 +56,9 @@ class Transformers(Peer):
         return self.model.score
 
     def logits(self, batch):
-        found = self.model(input_ids=batch["token_ids"], attention_mask=batch["attention_mask"])
+        mask, padding = batch["attention_mask"], self.load.tokenizer.pad_token_id
+        tokens = batch["token_ids"].masked_fill(mask == 0, padding)  # it looks for the last other
+        found = self.model(input_ids=tokens, attention_mask=mask)
         if self.job.task != "sonnet":
             return found.logits
         return at_last_token(found.logits, batch)

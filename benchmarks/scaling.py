@@ -33,7 +33,7 @@ from benchmarks.report import plain_numbers
 from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
 from checkpoint import RunFolder
 from config import GPT2Config
-from parallel import Worker, has_bf16_units, start_worker
+from parallel import has_bf16_units, start_worker
 from pretrain import SHAPES
 from training import FitOptions, Trainer
 from utils import InputError, atomic_path, command
@@ -74,7 +74,7 @@ def our_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
         classifier.loss_fn,
         FitOptions(epochs=1, lr=RATE, metric="nothing", bf16=bf16),
         RunFolder("runs", "bench", "scaling", {}, writes=False),
-        Worker(device),
+        start_worker(device.type == "cuda"),
         extensions=[],
         forward=forward_tokens,
         log=lambda message: None,

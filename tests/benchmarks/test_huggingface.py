@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import huggingface
 from benchmarks.huggingface import Transformers, TransformersBf16
@@ -83,3 +84,18 @@ def test_without_accelerate_the_reason_is_said(monkeypatch):
     monkeypatch.setattr(huggingface, "has_trainer", lambda: False)
     assert "accelerate" in Transformers.missing(JOBS["sst-8"])
     assert Transformers.missing(JOBS["decode"]) is None
+
+
+def test_padding_does_not_change_its_logits(make):
+    peer = make(Transformers, "sst-8")
+    tokenizer = peer.load.tokenizer
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(5)  # batches are padded with token 0
+    peer.model.config.pad_token_id = 5
+    peer.model.eval()
+    padded = {"token_ids": [[7, 8, 9], [11, 0, 0]], "attention_mask": [[1, 1, 1], [1, 0, 0]]}
+    alone = {"token_ids": [[11]], "attention_mask": [[1]]}
+    of_padded, of_alone = (
+        peer.logits({name: torch.tensor(value) for name, value in batch.items()})[-1]
+        for batch in (padded, alone)
+    )
+    torch.testing.assert_close(of_padded, of_alone, rtol=1e-5, atol=1e-5)
