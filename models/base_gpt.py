@@ -193,9 +193,9 @@ def from_huggingface_names(theirs: dict, config, where) -> dict[str, torch.Tenso
                 ours[f"{here}.{our_name}.{kind}"] = take(f"{there}.{name}.{kind}").clone()
             for name, our_name in LINEARS.items():
                 ours[f"{here}.{our_name}.{kind}"] = _transposed(take(f"{there}.{name}.{kind}"))
-            joined = _transposed(take(f"{there}.attn.c_attn.{kind}"))
-            for our_name, part in zip(ATTENTION, joined.tensor_split(3), strict=True):
-                ours[f"{here}.{our_name}.{kind}"] = part.clone()
+            joined = take(f"{there}.attn.c_attn.{kind}")
+            for our_name, part in zip(ATTENTION, joined.tensor_split(3, dim=-1), strict=True):
+                ours[f"{here}.{our_name}.{kind}"] = _transposed(part)
     known = ("attn.bias", "attn.masked_bias", "lm_head.weight")  # masks, and the tied head
     unexpected = [name for name in theirs if not name.endswith(known)]
     if missing or unexpected:
@@ -225,7 +225,8 @@ def to_huggingface_names(ours: dict, config) -> dict[str, torch.Tensor]:
 
 def _transposed(tensor):
     """(out, in) <-> (in, out), a bias as it is; a copy."""
-    return tensor.t().clone(memory_format=torch.contiguous_format)
+    turned = tensor.T if tensor.dim() == 2 else tensor
+    return turned.clone(memory_format=torch.contiguous_format)
 
 
 def _check_shapes(state: dict, expected: dict, where) -> None:

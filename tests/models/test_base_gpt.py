@@ -174,6 +174,10 @@ DAMAGE = {
         lambda state: state.update({"transformer.h.0.adapter.weight": torch.zeros(2)}),
         ["0 tensors are missing", "h.0.adapter.weight", "1 are not"],
     ),
+    "an axis too many": (
+        lambda state: state.update({C_FC: torch.zeros(2, 3, 4)}),
+        ["gpt_layers.1.interm_dense.weight is (2, 3, 4)"],
+    ),
     "a layer too many": (
         lambda state: state.update({C_FC.replace("1", "2"): torch.zeros(2)}),
         ["h.2.mlp.c_fc.weight", "expected a GPT-2 of 2 layers"],
