@@ -20,7 +20,8 @@ ZIP_NAME = "cs224n_default_final_project_submission.zip"
 REQUIRED_CODE = (
     *("README.md", "requirements.txt", "setup.sh", "optimizer_test.npy"),
     *("config.py", "utils.py", "optimizer.py", "optimizer_test.py", "sanity_check.py"),
-    *("kernels/adamw.py", "kernels/adamw_cpu.py", "kernels/adamw.c"),
+    *("kernels/adamw.py", "kernels/adamw_rows.py", "kernels/adamw.c"),
+    *("kernels/adamw_cpu.py", "kernels/adamw_triton.py"),
     *("modules/attention.py", "modules/gpt2_layer.py"),
     *("models/base_gpt.py", "models/gpt2.py", "models/generation.py"),
     *("dataset.py", "evaluation.py", "training.py", "prepare_submit.py"),

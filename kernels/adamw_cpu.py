@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
+from kernels.adamw_rows import packed
+
 SOURCE = Path(__file__).with_name("adamw.c")
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
-ROW = struct.Struct("qqqqqd")  # struct tensor
 
 
 def is_available() -> bool:
-    """Whether there is a C compiler; sys.platform's pointers are those of ROW."""
+    """Whether there is a C compiler that takes FLAGS, and addresses are those of a row."""
     return compiler() is not None and struct.calcsize("P") == 8 and sys.platform != "win32"
 
 
@@ -51,11 +52,8 @@ def _threads() -> ThreadPoolExecutor:
 
 def update_all(tensors, step_sizes, *, beta1, beta2, eps, decay) -> None:
     """optimizer.update_each of float32 tensors on the CPU, each in one piece of memory."""
-    rows = (
-        ROW.pack(*(tensor.data_ptr() for tensor in of_one), of_one[0].numel(), step_size)
-        for of_one, step_size in zip(tensors, step_sizes, strict=True)
-    )
-    table, parts, update = b"".join(rows), torch.get_num_threads(), library().adamw_update
+    table, parts = packed(tensors, step_sizes), torch.get_num_threads()
+    update = library().adamw_update
 
     def do(part: int) -> None:
         update(table, len(tensors), part, parts, beta1, beta2, eps, decay)

@@ -8,13 +8,13 @@ Tested in Triton's interpreter and compiled for CUDA on a CPU; on a GPU nothing 
 
 import importlib.util
 import os
-import struct
 from functools import lru_cache
 
 import torch
 
+from kernels.adamw_rows import packed
+
 BLOCK, WARPS = 1024, 4  # 8 elements a thread in 72 registers: seven programs at a time on an H100
-ROW = struct.Struct("qqqqqd")  # four addresses, size, step size
 
 
 def is_available() -> bool:
@@ -37,22 +37,14 @@ def block_table(sizes: tuple[int, ...], device: torch.device) -> torch.Tensor:
     return torch.stack([owners, numbers], 1).to(device, torch.int32)
 
 
-def tensor_table(tensors, step_sizes) -> torch.Tensor:
-    """(tensors, 6) of int64: a ROW of each."""
-    rows = (
-        ROW.pack(*(tensor.data_ptr() for tensor in of_one), of_one[0].numel(), step_size)
-        for of_one, step_size in zip(tensors, step_sizes, strict=True)
-    )
-    return torch.frombuffer(bytearray().join(rows), dtype=torch.int64).view(-1, 6)
-
-
 def update_all(tensors, step_sizes, *, beta1, beta2, eps, decay) -> None:
     """optimizer.update_each of float32 tensors on one GPU, each in one piece of memory."""
     from kernels.adamw_triton_kernel import adamw_kernel
 
     device = tensors[0][0].device
     blocks = block_table(tuple(param.numel() for param, *_ in tensors), device)
-    table = tensor_table(tensors, step_sizes)
+    rows = bytearray(packed(tensors, step_sizes))
+    table = torch.frombuffer(rows, dtype=torch.int64).view(len(tensors), -1)
     aligned = not (table[:, :4] % 16).any()
     hyper = [float(x) for x in (1 - beta1, beta2, 1 - beta2, eps, 1 - decay)]
     with torch.cuda.device_of(tensors[0][0]):

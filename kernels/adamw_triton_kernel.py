@@ -39,7 +39,7 @@ def move(
 def adamw_kernel(
     table, blocks, new1, old2, new2, tiny, kept, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """table has a row for each tensor, adamw_triton.ROW; blocks has one for each program.
+    """table has a row for each tensor, adamw_rows.ROW; blocks has one for each program.
 
     ALIGNED promises that 16 divides all addresses.
     """

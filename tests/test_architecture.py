@@ -32,6 +32,8 @@ PEERS = {  # within a level: who may import whom
     ("utils", "config"),
     ("kernels.adamw", "kernels.adamw_cpu"),
     ("kernels.adamw", "kernels.adamw_triton"),
+    ("kernels.adamw_cpu", "kernels.adamw_rows"),
+    ("kernels.adamw_triton", "kernels.adamw_rows"),
     ("kernels.adamw_triton", "kernels.adamw_triton_kernel"),
     ("optimizer", "kernels.adamw"),
     ("parallel", "utils"),
