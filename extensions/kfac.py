@@ -111,13 +111,9 @@ class Kfac(MatrixOptimizer):
         for collector in self.collectors.values():
             collector.mask = mask
 
-    def _update(self, params, group) -> None:
-        if group["rule"] == "adamw":
-            super()._update(params, group)
-            return
-        for param in params:
-            if param in self.collectors:  # a weight; its bias moves with it
-                self._move(self.collectors[param], group)
+    def move_by_rule(self, param, group) -> None:
+        if param in self.collectors:  # a weight; its bias moves with it
+            self._move(self.collectors[param], group)
 
     def _move(self, collector, group) -> None:
         parts, state = collector.trained, self.state[collector.linear.weight]

@@ -40,9 +40,13 @@ class MatrixOptimizer(AdamW):
             super()._update(params, group)
             return
         for param in params:
-            direction = self.direction(param, group)
-            if direction is not None:
-                move(param, direction, group)
+            self.move_by_rule(param, group)
+
+    def move_by_rule(self, param, group) -> None:
+        """One step of a matrix; a subclass may overwrite it, or only `direction`."""
+        direction = self.direction(param, group)
+        if direction is not None:
+            move(param, direction, group)
 
 
 def move(param, direction, group) -> None:
