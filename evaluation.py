@@ -137,11 +137,12 @@ def paired(generated, gold, generated_path, gold_path) -> list[tuple[Record, Rec
 
 def continuation(sonnet: Record, lines: int = PROMPT_LINES) -> Record:
     """What a model added to the first lines that it was given."""
-    return Record(sonnet.sent_id, "\n".join(_verses(sonnet)[lines:]))
+    return Record(sonnet.sent_id, "\n".join(verses(sonnet.text)[lines:]))
 
 
-def _verses(sonnet: Record) -> list[str]:
-    return [line for line in sonnet.text.splitlines() if line.strip()]
+def verses(text: str) -> list[str]:
+    """The lines that are not empty."""
+    return [line for line in text.splitlines() if line.strip()]
 
 
 def distinct_n(sonnets: list[Record], n: int) -> float:
@@ -157,7 +158,7 @@ def sonnet_report(generated: list[Record], gold: list[Record]) -> dict[str, floa
     """chrF of whole sonnets and of the continuations alone, lines a sonnet, distinct-1 and -2."""
     pairs = list(zip(generated, gold, strict=True))
     added = [continuation(sonnet) for sonnet in generated]
-    lines = [len(_verses(sonnet)) for sonnet in generated]
+    lines = [len(verses(sonnet.text)) for sonnet in generated]
     return {
         "chrf": chrf(pairs),
         "chrf_continuation": chrf(
@@ -173,10 +174,10 @@ def sonnet_report(generated: list[Record], gold: list[Record]) -> dict[str, floa
 def null_baseline(prompts: list[Record], training: list[Record], seed: int = 11711) -> list[Record]:
     """Each prompt with random lines of training sonnets up to 14: what no model at all scores."""
     draw = random.Random(seed)
-    lines = [line for sonnet in training for line in _verses(sonnet)]
+    lines = [line for sonnet in training for line in verses(sonnet.text)]
     completed = []
     for prompt in prompts:
-        given = _verses(prompt)[:PROMPT_LINES]
+        given = verses(prompt.text)[:PROMPT_LINES]
         text = "\n".join([*given, *draw.sample(lines, 14 - len(given))])
         completed.append(Record(prompt.sent_id, text))
     return completed

@@ -24,6 +24,7 @@ from evaluation import (
     paired,
     report_table,
     sonnet_report,
+    verses,
     write_sonnets,
 )
 from flags import (
@@ -138,7 +139,7 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
 
 
 def opening_lines(sonnet: Record) -> list[str]:
-    return [line for line in sonnet.text.splitlines() if line.strip()][:PROMPT_LINES]
+    return verses(sonnet.text)[:PROMPT_LINES]
 
 
 def opening(sonnet: Record) -> str:

@@ -29,6 +29,7 @@ from itertools import islice
 
 import torch
 
+from evaluation import verses
 from utils import InputError
 
 SCHEME = "ABABCDCDEFEFGG"
@@ -89,7 +90,7 @@ def form_report(texts: list[str]) -> dict[str, float]:
     """Rhyming share of the scheme's pairs of lines, and the mean of syllables a line."""
     rhymed, counts = [], []
     for text in texts:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = verses(text)
         counts += [count_syllables(line) for line in lines]
         ends = [last_word(line) for line in lines[: len(SCHEME)]]
         for i in range(len(SCHEME)):

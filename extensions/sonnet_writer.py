@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from evaluation import verses
 from extensions.decoding_search import Rows
 from extensions.sonnet_form import (
     PIECES,
@@ -56,8 +57,8 @@ class Writer:
     ):
         self.rows, self.form, self.candidates = rows, form, candidates
         self.temperature, self.top_p, self.generator = temperature, top_p, generator
-        given = [form.tokenizer.decode(text).splitlines() for text in rows.texts()]
-        ends = [[last_word(line) for line in lines if line.strip()] for lines in given]
+        given = [verses(form.tokenizer.decode(text)) for text in rows.texts()]
+        ends = [[last_word(line) for line in lines] for lines in given]
         self.poems = [Poem(words, n) for words, n in zip(ends, rows.lengths.tolist(), strict=True)]
         missing = max(len(SCHEME) - len(words) for words in ends)
         room = int((rows.limits - rows.lengths).min()) // max(missing, 1)
