@@ -10,7 +10,7 @@ import io
 import random
 from pathlib import Path
 
-from dataset import read_sonnets, read_text
+from dataset import data_file, read_sonnets, read_text
 from evaluation import write_sonnets
 from sonnet_generation import opening
 from utils import atomic_write
@@ -18,17 +18,17 @@ from utils import atomic_write
 WHOLE, SMALL = "whole", "small"
 GOLD, PROMPTS = "TRUE_sonnets_held_out_dev.txt", "sonnets_held_out.txt"
 FILES = (
-    *("ids-sst-train.csv", "ids-sst-dev.csv", "quora-train.csv", "quora-dev.csv"),
+    *(data_file(task, split) for task in ("sst", "paraphrase") for split in ("train", "dev")),
     *("sonnets.txt", "sonnets_held_out_dev.txt", GOLD),
 )
-PAIRS = {"quora-train.csv": 4000, "quora-dev.csv": 1000}
+PAIRS = {data_file("paraphrase", "train"): 4000, data_file("paraphrase", "dev"): 1000}
 ROWS = {  # of those files that are sampled
     WHOLE: PAIRS,
-    SMALL: {**PAIRS, "ids-sst-train.csv": 1000, "sonnets.txt": 48},
+    SMALL: {**PAIRS, data_file("sst", "train"): 1000, "sonnets.txt": 48},
 }
 INVENTED = {
-    "ids-sst-test-student.csv": "\tid\tsentence\n0\tx\tnothing\n",
-    "quora-test-student.csv": "\tid\tsentence1\tsentence2\n0\tx\twhat ?\twhy ?\n",
+    data_file("sst", "test"): "\tid\tsentence\n0\tx\tnothing\n",
+    data_file("paraphrase", "test"): "\tid\tsentence1\tsentence2\n0\tx\twhat ?\twhy ?\n",
 }
 SEED = 11711
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.programs_data import GOLD, SMALL, WHOLE, prepare
 from benchmarks.study import SCHEDULE, TASKS, Study, fine_tune, history, start, train
-from dataset import NUM_LABELS, read_pairs, read_sentiment, read_sonnets
+from dataset import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
 from evaluation import ANSWER_TOKENS, sonnet_report
 
 MODEL = "gpt2-mini"
@@ -112,11 +112,11 @@ def together(study: ProgramsStudy, name: str, seeds, flags=()) -> dict[str, floa
 
 def dev_values(study: ProgramsStudy, name: str) -> dict[str, str]:
     """What a prediction file should say, by id."""
-    folder = study.root / WHOLE
+    path = study.root / WHOLE / data_file(name, "dev")
     if name == "paraphrase":
-        pairs = read_pairs(folder / "quora-dev.csv", labelled=True).records
+        pairs = read_pairs(path, labelled=True).records
         return {pair.sent_id: str(ANSWER_TOKENS[pair.label]) for pair in pairs}
-    records = read_sentiment(folder / f"ids-{name}-dev.csv", NUM_LABELS[name])
+    records = read_sentiment(path, NUM_LABELS[name])
     return {record.sent_id: str(record.label) for record in records}
 
 
