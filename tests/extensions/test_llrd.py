@@ -2,23 +2,16 @@
 
 import pytest
 import torch
-from torch import nn
+from matrix_runs import model_with_head
 
-from config import GPT2Config
 from extensions.llrd import LayerwiseDecay, depth
-from models.gpt2 import GPT2Model
 from optimizer import AdamW
 from utils import InputError
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    model = nn.Module()
-    model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=32, **shape))
-    model.head = nn.Linear(16, 2)
-    return model.eval()
+    return model_with_head(layers=3)
 
 
 def rates(model, optimizer) -> dict[str, float]:
