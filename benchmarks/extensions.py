@@ -182,21 +182,37 @@ PARTS = {"techniques": techniques, "sizes": sizes, "attention": attention}
 
 
 def step_table(figures: dict[str, dict]) -> str:
-    """Markdown: a row a case, times and memory also as ratios to the plain case before it."""
+    """Markdown: a row a case; ratios are to the plain case, of the same size where it has one."""
     lines = [
         "| | trained parameters | ms a step | time | peak MB | memory |",
         "|---|---|---|---|---|---|",
     ]
     for name, found in figures.items():
-        if name == PLAIN or name.endswith(": "):
-            plain = found
+        size, colon, flags = name.rpartition(": ")
+        label = f"`{name}`" if flags else f"{name}plain"
         ms, mb = 1000 * found["seconds"]["median"], found["peak_mb"]
-        time = found["seconds"]["median"] / plain["seconds"]["median"]
-        memory = mb / plain["peak_mb"]
-        label = f"`{name}`" if name and not name.endswith(": ") else f"{name}plain"
-        cells = f"{found['trained']:,} | {ms:,.0f} | {time:.2f}× | {mb:,.0f} | {memory:.2f}×"
+        time, memory = _ratios(found, figures.get(size + colon))
+        cells = f"{found['trained']:,} | {ms:,.0f} | {time} | {mb:,.0f} | {memory}"
         lines.append(f"| {label} | {cells} |")
     return "\n".join(lines)
+
+
+def _ratios(found: dict, plain: dict | None) -> tuple[str, str]:
+    """Time and memory as multiples of the plain case's, "–" without one."""
+    if plain is None:
+        return "–", "–"
+    time = found["seconds"]["median"] / plain["seconds"]["median"]
+    return f"{time:.2f}×", f"{found['peak_mb'] / plain['peak_mb']:.2f}×"
+
+
+def cost(figures: dict[str, dict], flags: str) -> str:
+    """A technique's step against the plain one, in a few words, for a table of techniques."""
+    plain, found = figures[PLAIN], figures[flags]
+    time, memory = _ratios(found, plain)
+    said = f"time {time}, memory {memory}"
+    if found["trained"] == plain["trained"]:
+        return said
+    return f"{said}, trains {found['trained'] / 1e6:.2f} M"
 
 
 def attention_table(figures: dict[str, dict]) -> str:

@@ -72,6 +72,9 @@ def test_rounds_alternate_and_give_medians(capsys):
     assert found["lora"]["seconds"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     order = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert order == ["plain", "lora"] * 3
+    assert benchmark.cost(found, "lora") == "time 2.00×, memory 1.00×"
+    fewer = found | {"lora": found["lora"] | {"trained": 500_000}}
+    assert benchmark.cost(fewer, "lora") == "time 2.00×, memory 1.00×, trains 0.50 M"
     table = benchmark.step_table(found)
     assert "| plain | 1,000 | 1,000 | 1.00× | 10 | 1.00× |" in table
     assert "| `lora` | 1,000 | 2,000 | 2.00× | 10 | 1.00× |" in table
@@ -81,7 +84,9 @@ def test_sizes_are_compared_with_their_own_plain_run():
     figures = {}
     for name, at in (("a: ", 1.0), ("a: lora", 0.5), ("b: ", 4.0), ("b: lora", 3.0)):
         figures[name] = fake(name, at) | {"seconds": {"median": at, "min": at, "max": at}}
+    figures["c: lora"] = figures["b: lora"]
     table = benchmark.step_table(figures)
+    assert "| `c: lora` | 1,000 | 3,000 | – | 10 | – |" in table
     assert "| `a: lora` | 1,000 | 500 | 0.50× |" in table
     assert "| `b: lora` | 1,000 | 3,000 | 0.75× |" in table
 
@@ -97,3 +102,24 @@ def test_the_picture_and_table_of_attentions(tmp_path):
     benchmark.draw(figures, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     json.dumps(figures)
+
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = (ROOT / "extensions" / "README.md").read_text(encoding="utf-8")
+
+
+def row_of(technique: str) -> str:
+    start = f"| `{technique.split(':')[0]}.py` |"
+    [row] = [line for line in PAGE.splitlines() if line.startswith(start)]
+    return row
+
+
+def test_the_costs_on_the_page_are_those_of_the_file():
+    results = json.loads((RESULTS / "extensions.json").read_text("utf-8"))
+    figures = results["techniques"]["figures"]
+    assert list(figures) == benchmark.TECHNIQUES
+    for flags in benchmark.TECHNIQUES[1:]:
+        assert benchmark.cost(figures, flags) in row_of(flags), flags
+    assert benchmark.step_table(results["sizes"]["figures"]) in PAGE
+    assert benchmark.attention_table(results["attention"]["figures"]) in PAGE
+    assert results["techniques"]["hardware"] in PAGE
