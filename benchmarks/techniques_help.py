@@ -71,15 +71,21 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def difference(runs: dict[str, float], name: str, who: str) -> str:
+    """Mean ± standard deviation of what a technique adds to plain, seed by seed; "–" if unknown."""
+    (_, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    if not values or len(values) != len(plain):
+        return "–"
+    differences = [a - b for a, b in zip(values, plain, strict=True)]
+    return mean_and_spread(differences, ".3f", "+")
+
+
 def _cells(runs: dict[str, float], name: str, who: str) -> str:
-    (rate, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    rate, values = scores(runs, name, who)
     if not values:
         return "– | –"
-    own = f"{TASKS[name].say(values)} ({rate})"
-    if who == PLAIN or len(values) != len(plain):
-        return f"{own} | –"
-    differences = [a - b for a, b in zip(values, plain, strict=True)]
-    return f"{own} | {mean_and_spread(differences, '.3f', '+')}"
+    added = "–" if who == PLAIN else difference(runs, name, who)
+    return f"{TASKS[name].say(values)} ({rate}) | {added}"
 
 
 @command
