@@ -8,7 +8,7 @@ import pytest
 
 import pretrain
 from benchmarks import extensions as benchmark
-from benchmarks import techniques_help
+from benchmarks import programs_help, study, techniques_help
 from config import GPT2Config
 from flags import load_extensions
 from utils import ROOT, InputError
@@ -123,3 +123,18 @@ def test_the_costs_on_the_page_are_those_of_the_file():
     assert benchmark.step_table(results["sizes"]["figures"]) in PAGE
     assert benchmark.attention_table(results["attention"]["figures"]) in PAGE
     assert results["techniques"]["hardware"] in PAGE
+
+
+@pytest.mark.parametrize("program", [techniques_help, programs_help])
+def test_the_page_tells_what_the_studies_found(program):
+    name = program.__name__.rpartition(".")[2]
+    results = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    assert program.table(results) in PAGE
+    assert results["checkpoint"] == study.checkpoint() and results["limit"] is None
+
+
+def test_the_result_of_each_technique_is_that_of_the_study():
+    runs = json.loads((RESULTS / "techniques_help.json").read_text("utf-8"))["runs"]
+    for who in techniques_help.CONTESTANTS[1:]:
+        found = techniques_help.difference(runs, "sst", who)
+        assert (found if found != "–" else "not measured yet") in row_of(who), who
