@@ -1,0 +1,119 @@
+"""Write the measured tables of both READMEs from the results files.
+
+    python benchmarks/tables.py
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. The list of techniques in
+extensions/README.md is written by hand but for its last two columns, cost and result.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import (
+    core,
+    extensions,
+    pretrain,
+    pretraining_pays,
+    programs_help,
+    report,
+    scaling,
+    techniques_help,
+)
+from utils import ROOT, InputError, atomic_write, command
+
+RESULTS = ROOT / "benchmarks" / "results"
+OF_README = {
+    "core": core.table,
+    "core_memory": report.memory_table,
+    "scaling": scaling.table,
+    "pretraining_pays": pretraining_pays.table,
+    "pretrain": pretrain.table,
+}
+OF_EXTENSIONS = {
+    "sizes": lambda results: extensions.step_table(results["sizes"]["figures"]),
+    "attention": lambda results: extensions.attention_table(results["attention"]["figures"]),
+    "techniques_help": techniques_help.table,
+    "programs_help": programs_help.table,
+}
+# where a file has another name than its table
+FILES = {"core_memory": "core", "sizes": "extensions", "attention": "extensions"}
+NOT_YET = "not measured yet"
+
+
+def results_of(table: str) -> dict:
+    """The results file that a table is made of."""
+    path = RESULTS / f"{FILES.get(table, table)}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def readme(text: str) -> str:
+    """README.md with the tables of today's files."""
+    return with_tables(text, {name: table(results_of(name)) for name, table in OF_README.items()})
+
+
+def extensions_readme(text: str) -> str:
+    """extensions/README.md with the tables, costs and results of today's files."""
+    tables = {name: table(results_of(name)) for name, table in OF_EXTENSIONS.items()}
+    figures = results_of("sizes")["techniques"]["figures"]
+    runs = results_of("techniques_help")["runs"]
+    costs = by_technique({key: extensions.cost(figures, key) for key in extensions.TECHNIQUES[1:]})
+    found = {
+        who: techniques_help.difference(runs, "sst", who) for who in techniques_help.CONTESTANTS[1:]
+    }
+    found = by_technique({who: NOT_YET if said == "–" else said for who, said in found.items()})
+    return with_cells(with_tables(text, tables), costs, found)
+
+
+PAGES = {"README.md": readme, "extensions/README.md": extensions_readme}
+
+
+def with_tables(text: str, tables: dict[str, str]) -> str:
+    """The text with each table between its marks; InputError where marks are missing."""
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+        if text.count(start) != 1 or text.count(end) != 1:
+            raise InputError(f"no place for the table {name}: write {start}{end}once")
+        before, rest = text.split(start)
+        text = f"{before}{start}\n{table}\n\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def with_cells(text: str, costs: dict[str, str], results: dict[str, str]) -> str:
+    """The text with the last two cells of each technique's row; others stay as they are."""
+
+    def row(match: re.Match) -> str:
+        name, middle, cost, result = match.groups()
+        return f"| `{name}.py` {middle} {costs.get(name, cost)} | {results.get(name, result)} |"
+
+    # file | paper, seam, command, oracle | cost | result
+    pattern = r"^\| `(\w+)\.py` (\|(?: [^|\n]+ \|){4}) ([^|\n]+) \| ([^|\n]+) \|$"
+    return re.sub(pattern, row, text, flags=re.MULTILINE)
+
+
+def by_technique(said: dict[str, str]) -> dict[str, str]:
+    """Name -> what is said of it, variants with their options before: {"lora:rank=4": "0.1"}."""
+    cells: dict[str, list[str]] = {}
+    for flags, words in said.items():
+        name, _, options = flags.partition(":")
+        cells.setdefault(name, []).append(f"`{options}`: {words}" if options else words)
+    return {name: "; ".join(parts) for name, parts in cells.items()}
+
+
+@command
+def main():
+    for name, fill in PAGES.items():
+        path = ROOT / name
+        before = path.read_text(encoding="utf-8")
+        after = fill(before)
+        if after != before:
+            with atomic_write(path) as file:
+                file.write(after)
+        print(f"{name}: {'as it was' if after == before else 'written anew'}")
+
+
+if __name__ == "__main__":
+    main()
