@@ -56,6 +56,28 @@ def test_a_radius_of_0_gives_0_also_with_dropout(model, batch):
     assert model.training  # dropout is on again
 
 
+def test_the_penalty_of_a_trained_size_is_more_than_rounding_also_beside_bfloat16():
+    """Of gpt2-mini, whose weights have the size of trained ones."""
+    torch.manual_seed(0)
+    settings = SimpleNamespace(
+        model_size="gpt2-mini", num_labels=5, hidden_dropout_prob=0.3, fine_tune_mode="full-model"
+    )
+    model = GPT2SentimentClassifier(settings)
+    tokens = torch.randint(len(model.gpt.word_embedding.weight), (4, 12))
+    batch = {"token_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    batch["labels"] = torch.zeros(4, dtype=torch.long)
+
+    def penalty(bf16: bool, **options) -> float:
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return Smart(**options).penalty(model, batch, None).item()
+
+    plain = penalty(False)
+    assert plain > 1e-4
+    assert penalty(True) == plain
+    assert penalty(False, radius=1e-5) < 1e-6  # the paper's
+
+
 def test_the_penalty_is_the_divergence_at_the_worst_point(model, batch):
     """By hand: a model that is given the embeddings with ν added."""
     smart = Smart(weight=2.0, radius=0.1, noise=0.01, step=1.0)
