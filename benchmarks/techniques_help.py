@@ -34,11 +34,10 @@ CONTESTANTS = [
     "qat:bits=4",
     "sliding_window:window=32",
     "smart",  # last, since a run takes as long as four others
-    "smart:proximal=1",
+    "smart:weight=0,proximal=1",
 ]
 RATES = (3e-4, 1e-3)
 HIGHER = (1e-3, 3e-3)
-LOWER = (1e-4, 3e-4)
 WITH_HIGHER = ("lora", "reft", "prefix", "muon")  # few weights, or updates of another size
 EPOCHS = {"sst": 2}  # in place of the study's own number
 
@@ -49,8 +48,6 @@ def flags_of(name: str, who: str, seed: int, folder: str) -> list[str]:
 
 
 def rates_of(who: str) -> tuple[float, ...]:
-    if "proximal" in who:  # it holds weights back that move far in a step
-        return LOWER
     return HIGHER if who.partition(":")[0] in WITH_HIGHER else RATES
 
 

@@ -7,10 +7,12 @@
 ℓ(P, Q) = KL(P ‖ Q) + KL(Q ‖ P). The maximum is sought as in algorithm 1: ν begins as Normal(0, σ²)
 and climbs the gradient in a few steps, each followed by a projection into the box. Differs from the
 paper in that the gradient is divided by its largest element in each row, so that η need not fit the
-model; that dropout is off in these passes: ℓ is then 0 where nothing moved; and in the default of
-ε: with the paper's 1e-5, R of gpt2-mini is below 1e-6, which regularises nothing. The published
-code does not project; its ν is about as long as η, which is ε here. The passes are in float32
-beside bfloat16, too, whose rounding moves predictions more than ν does.
+model; that dropout is off in the passes that are added here, so that R is 0 where nothing moved,
+but not in f(x; θ) of eq. 7, the logits that L is about: otherwise the network without dropout could
+stand still beside one with it that learns; and in the default of ε: with the paper's 1e-5, R of
+gpt2-mini is below 1e-6, which regularises nothing. The published code does not project; its ν is
+about as long as η, which is ε here. The added passes are in float32 beside bfloat16, too, whose
+rounding moves predictions more than ν does.
 
     python classifier.py --fine-tune-mode full-model --extension smart:weight=1,proximal=1
 """
@@ -54,18 +56,21 @@ class Smart(Extension):
             model.smart_average = AveragedWeights(model)
 
     def penalty(self, model, batch: dict, logits):
-        """λ R + μ D over this batch."""
+        """λ R + μ D over this batch; D is about the logits that the task's loss is about."""
         real = (batch["labels"] != IGNORED_LABEL).flatten()
-        device = batch["token_ids"].device.type
-        with dropout_off(model), torch.autocast(device, enabled=False):
-            clean = forward_tokens(model, batch)
-            moved = self.climb(model, batch, clean.detach(), real)
-            with added(model.gpt.embed_dropout, moved):
-                total = self.weight * divergence(forward_tokens(model, batch), clean, real)
+        total = torch.zeros((), device=logits.device)
+        with dropout_off(model), torch.autocast(logits.device.type, enabled=False):
+            if self.weight:
+                clean = forward_tokens(model, batch)
+                moved = self.climb(model, batch, clean.detach(), real)
+                with added(model.gpt.embed_dropout, moved):
+                    total = total + self.weight * divergence(
+                        forward_tokens(model, batch), clean, real
+                    )
             if self.proximal:
                 with torch.no_grad():
                     before = self._average_logits(model, batch)
-                total = total + self.proximal * divergence(clean, before, real)
+                total = total + self.proximal * divergence(logits, before, real)
         return total
 
     def climb(self, model, batch: dict, clean, real) -> torch.Tensor:

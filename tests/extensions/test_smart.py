@@ -38,6 +38,7 @@ def batch():
 
 
 REAL = torch.ones(4, dtype=torch.bool)
+LOGITS = torch.zeros(4, 3)  # of the loss, where they are not asked about
 
 
 def test_the_divergence_is_both_of_torch_s():
@@ -51,7 +52,7 @@ def test_the_divergence_is_both_of_torch_s():
 
 
 def test_a_radius_of_0_gives_0_also_with_dropout(model, batch):
-    penalty = Smart(radius=0.0).penalty(model, batch, None)
+    penalty = Smart(radius=0.0).penalty(model, batch, LOGITS)
     assert penalty.item() == 0
     assert model.training  # dropout is on again
 
@@ -70,7 +71,7 @@ def test_the_penalty_of_a_trained_size_is_more_than_rounding_also_beside_bfloat1
     def penalty(bf16: bool, **options) -> float:
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            return Smart(**options).penalty(model, batch, None).item()
+            return Smart(**options).penalty(model, batch, LOGITS).item()
 
     plain = penalty(False)
     assert plain > 1e-4
@@ -82,7 +83,7 @@ def test_the_penalty_is_the_divergence_at_the_worst_point(model, batch):
     """By hand: a model that is given the embeddings with ν added."""
     smart = Smart(weight=2.0, radius=0.1, noise=0.01, step=1.0)
     torch.manual_seed(5)
-    found = smart.penalty(model, batch, None)
+    found = smart.penalty(model, batch, LOGITS)
     torch.manual_seed(5)
     model.eval()
     clean = model(batch["token_ids"], batch["attention_mask"])
@@ -123,19 +124,21 @@ def test_what_is_added_stays_in_the_box_and_off_afterwards(model, batch):
 
 
 def test_the_proximal_part_is_the_distance_to_the_running_mean(model, batch):
+    """Of the logits that the loss is about; those of the mean are without dropout."""
     smart = Smart(weight=0.0, proximal=3.0, momentum=0.9)
     smart.prepare_model(model)
-    assert float(smart.penalty(model, batch, None)) == 0  # θ̃ = θ at the start
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     with dropout_off(model):
         before = model(batch["token_ids"], batch["attention_mask"]).detach()
+    assert smart.penalty(model, batch, before).item() == 0  # θ̃ = θ at the start
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn_like(p))
-    found = smart.penalty(model, batch, None)
-    with dropout_off(model):
-        now = model(batch["token_ids"], batch["attention_mask"])
+    now = model(batch["token_ids"], batch["attention_mask"])
+    found = smart.penalty(model, batch, now)
     torch.testing.assert_close(found, 3 * divergence(now, before, REAL))
+    found.backward()
+    assert all(p.grad is not None for p in model.gpt.gpt_layers.parameters())
     smart.after_step(model)
     average = dict(model.smart_average.named_buffers())
     for name, p in model.named_parameters():
