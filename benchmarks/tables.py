@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 OF_README = {
     "core": core.table,
     "core_memory": report.memory_table,
+    "core-bf16": core.table,
     "scaling": scaling.table,
     "pretraining_pays": pretraining_pays.table,
     "pretrain": pretrain.table,
