@@ -88,6 +88,8 @@ BENCHMARKS = {  # the one program of many small files: who of them imports whom
     "peer": "jobs timing",
     "peers": "peer starter",
     "scaling": "counts power_law report starter timing",
+    "tables": "core extensions pretrain pretraining_pays programs_help report scaling "
+    "techniques_help",
 }
 PEERS |= {
     (f"benchmarks.{module}", f"benchmarks.{name}")
