@@ -26,47 +26,51 @@ from benchmarks import (
 from utils import ROOT, InputError, atomic_write, command
 
 RESULTS = ROOT / "benchmarks" / "results"
+# a table's name -> the results file it is made of, and how
 OF_README = {
-    "core": core.table,
-    "core_memory": report.memory_table,
-    "core-bf16": core.table,
-    "scaling": scaling.table,
-    "pretraining_pays": pretraining_pays.table,
-    "pretrain": pretrain.table,
+    "core": ("core", core.table),
+    "core_memory": ("core", report.memory_table),
+    "core-bf16": ("core-bf16", core.table),
+    "scaling": ("scaling", scaling.table),
+    "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+    "pretrain": ("pretrain", pretrain.table),
 }
 OF_EXTENSIONS = {
-    "sizes": lambda results: extensions.step_table(results["sizes"]["figures"]),
-    "attention": lambda results: extensions.attention_table(results["attention"]["figures"]),
-    "techniques_help": techniques_help.table,
-    "programs_help": programs_help.table,
+    "sizes": ("extensions", lambda found: extensions.step_table(found["sizes"]["figures"])),
+    "attention": (
+        "extensions",
+        lambda found: extensions.attention_table(found["attention"]["figures"]),
+    ),
+    "techniques_help": ("techniques_help", techniques_help.table),
+    "programs_help": ("programs_help", programs_help.table),
 }
-# where a file has another name than its table
-FILES = {"core_memory": "core", "sizes": "extensions", "attention": "extensions"}
 NOT_YET = "not measured yet"
 
 
-def results_of(table: str) -> dict:
-    """The results file that a table is made of."""
-    path = RESULTS / f"{FILES.get(table, table)}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+def results_of(file: str) -> dict:
+    return json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+
+
+def made(tables: dict) -> dict[str, str]:
+    """The tables by name, of today's files."""
+    return {name: table(results_of(file)) for name, (file, table) in tables.items()}
 
 
 def readme(text: str) -> str:
     """README.md with the tables of today's files."""
-    return with_tables(text, {name: table(results_of(name)) for name, table in OF_README.items()})
+    return with_tables(text, made(OF_README))
 
 
 def extensions_readme(text: str) -> str:
     """extensions/README.md with the tables, costs and results of today's files."""
-    tables = {name: table(results_of(name)) for name, table in OF_EXTENSIONS.items()}
-    figures = results_of("sizes")["techniques"]["figures"]
+    figures = results_of("extensions")["techniques"]["figures"]
     runs = results_of("techniques_help")["runs"]
     costs = by_technique({key: extensions.cost(figures, key) for key in extensions.TECHNIQUES[1:]})
     found = {
         who: techniques_help.difference(runs, "sst", who) for who in techniques_help.CONTESTANTS[1:]
     }
     found = by_technique({who: NOT_YET if said == "–" else said for who, said in found.items()})
-    return with_cells(with_tables(text, tables), costs, found)
+    return with_cells(with_tables(text, made(OF_EXTENSIONS)), costs, found)
 
 
 PAGES = {"README.md": readme, "extensions/README.md": extensions_readme}

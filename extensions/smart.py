@@ -58,20 +58,21 @@ class Smart(Extension):
     def penalty(self, model, batch: dict, logits):
         """λ R + μ D over this batch; D is about the logits that the task's loss is about."""
         real = (batch["labels"] != IGNORED_LABEL).flatten()
-        total = torch.zeros((), device=logits.device)
+        total = 0.0
         with dropout_off(model), torch.autocast(logits.device.type, enabled=False):
             if self.weight:
-                clean = forward_tokens(model, batch)
-                moved = self.climb(model, batch, clean.detach(), real)
-                with added(model.gpt.embed_dropout, moved):
-                    total = total + self.weight * divergence(
-                        forward_tokens(model, batch), clean, real
-                    )
+                total = self.weight * self.roughness(model, batch, real)
             if self.proximal:
-                with torch.no_grad():
-                    before = self._average_logits(model, batch)
+                before = self._average_logits(model, batch)
                 total = total + self.proximal * divergence(logits, before, real)
         return total
+
+    def roughness(self, model, batch: dict, real) -> torch.Tensor:
+        """R of eq. 3."""
+        clean = forward_tokens(model, batch)
+        moved = self.climb(model, batch, clean.detach(), real)
+        with added(model.gpt.embed_dropout, moved):
+            return divergence(forward_tokens(model, batch), clean, real)
 
     def climb(self, model, batch: dict, clean, real) -> torch.Tensor:
         """ν (b, t, d) that changes the predictions as much as the box allows, by algorithm 1."""
@@ -87,6 +88,7 @@ class Smart(Extension):
             moved = (moved + self.step * gradient / largest).clamp(-self.radius, self.radius)
         return moved.detach()
 
+    @torch.no_grad()
     def _average_logits(self, model, batch: dict):
         """f(x; θ̃)."""
         average = model.smart_average.of(model)
