@@ -9,7 +9,7 @@ import hashlib
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from models.gpt2 import IGNORED_LABEL
+from models.gpt2 import IGNORED_LABEL, is_right_padded, known_padding
 from utils import InputError
 
 WINDOW = 50  # batches: sorting by length happens inside windows of so many
@@ -152,8 +152,9 @@ def batch_loader(dataset, batch_sampler, *, collate) -> DataLoader:
 
 
 def forward_tokens(model, batch: dict):
-    """The usual inputs of a task's model."""
-    return model(batch["token_ids"], batch["attention_mask"])
+    """The usual inputs of a task's model, with what `to_device` saw of the padding."""
+    with known_padding(batch.get("right_padded")):
+        return model(batch["token_ids"], batch["attention_mask"])
 
 
 def count_targets(batch: dict) -> int:
@@ -170,7 +171,11 @@ def split_batch(batch: dict, rows: int | None) -> list[dict]:
 
 
 def to_device(batch: dict, device) -> dict:
-    return {
+    """The batch with its tensors there, and `right_padded`, while to look at a mask costs nothing."""
+    moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
+    if "attention_mask" in batch and "right_padded" not in batch:
+        moved["right_padded"] = is_right_padded(batch["attention_mask"])
+    return moved

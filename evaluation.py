@@ -35,18 +35,19 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model, loader, device, forward=forward_tokens) -> Predictions:
-    """The likeliest class of every row of the loader."""
+    """The likeliest class of every row of the loader; only at the end is a GPU waited for."""
     model.eval()
-    rows = []
+    classes, indices, sent_ids, labels = [], [], [], []
     for batch in tqdm(loader, desc="eval", leave=False, disable=None):
-        logits = forward(model, to_device(batch, device))
-        classes = logits.argmax(dim=-1).tolist()
-        labels = batch["labels"].flatten().tolist() if "labels" in batch else [None] * len(classes)
-        indices = batch.get("indices", range(len(rows), len(rows) + len(classes)))
-        rows += zip(indices, batch["sent_ids"], classes, labels, strict=True)
-    rows.sort(key=lambda row: row[0])
-    _, sent_ids, predicted, labels = (list(column) for column in zip(*rows, strict=True))
-    return Predictions(sent_ids, predicted, [label for label in labels if label is not None])
+        classes.append(forward(model, to_device(batch, device)).argmax(dim=-1))
+        many = len(batch["sent_ids"])
+        indices += batch.get("indices", range(len(indices), len(indices) + many))
+        sent_ids += batch["sent_ids"]
+        labels += batch["labels"].flatten().tolist() if "labels" in batch else []
+    predicted = torch.cat(classes).tolist()
+    columns = (sent_ids, predicted, labels)
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+    return Predictions(*([column[i] for i in order] if column else [] for column in columns))
 
 
 def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
@@ -83,12 +84,12 @@ def model_test_paraphrase(dataloader, model, device):
 def cross_entropy(model, loader, loss_fn, device, forward=forward_tokens) -> float:
     """Mean loss a target over a loader, in nats; its exponential is the perplexity."""
     model.eval()
-    loss, targets = 0.0, 0
+    losses, targets = [], 0
     for batch in loader:
-        batch = to_device(batch, device)
-        loss += float(loss_fn(forward(model, batch), batch))
         targets += count_targets(batch)
-    return loss / targets
+        batch = to_device(batch, device)
+        losses.append(loss_fn(forward(model, batch), batch))
+    return sum(torch.stack(losses).tolist()) / targets
 
 
 def write_predictions(path, column: str, sent_ids: list[str], values: list[int]) -> None:

@@ -41,7 +41,8 @@ class ParaphraseGPT(nn.Module):
     def __init__(self, args):
         super().__init__()
         self.gpt = backbone(args)
-        self.answer_tokens = list(getattr(args, "answer_tokens", ANSWER_TOKENS.values()))
+        tokens = torch.tensor(list(getattr(args, "answer_tokens", ANSWER_TOKENS.values())))
+        self.register_buffer("answer_tokens", tokens, persistent=False)
 
     def forward(self, input_ids, attention_mask):
         """(b, t) -> logits (b, 2) of "no" and "yes" after the last real token."""

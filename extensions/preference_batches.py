@@ -94,6 +94,7 @@ class TextPairs(PairDataset):
         """Summed over an answer's tokens (b, 2); those of the prompt and padding are no part."""
         names = ("token_ids", "attention_mask", "answers")
         rows = {name: batch[name].flatten(0, 1) for name in names}  # (2b, t)
+        rows["right_padded"] = batch.get("right_padded")
         logits = forward_tokens(model, rows).float()  # (2b, t, v)
         losses = next_token_loss(logits, rows["answers"], reduction="none")
         return -losses.view(batch["answers"].shape).sum(dim=-1)

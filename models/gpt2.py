@@ -4,6 +4,8 @@ Radford et al. 2019, "Language Models are Unsupervised Multitask Learners". The 
 token embedding again (tied weights).
 """
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -46,8 +48,10 @@ class GPT2Model(GPTPreTrainedModel):
         None: no padding. Padding on the right needs no mask: no real position looks that way.
         """
         mask = None
-        if attention_mask is not None and not is_right_padded(attention_mask):
-            mask = extended_attention_mask(attention_mask, hidden_states.dtype)
+        if attention_mask is not None:
+            right = is_right_padded(attention_mask) if _right_padded is None else _right_padded
+            if not right:
+                mask = extended_attention_mask(attention_mask, hidden_states.dtype)
         for layer in self.gpt_layers:
             hidden_states = layer(hidden_states, mask)
         return hidden_states
@@ -119,8 +123,25 @@ def next_token_loss(logits, labels, reduction: str = "mean"):
 
 
 def is_right_padded(attention_mask) -> bool:
-    """Whether every row of (b, t) is ones, then zeros: the one place where that is decided."""
-    return bool((attention_mask[:, 1:] <= attention_mask[:, :-1]).all())
+    """Whether every row of (…, t) is ones, then zeros: the one place where that is decided."""
+    return bool((attention_mask[..., 1:] <= attention_mask[..., :-1]).all())
+
+
+_right_padded: bool | None = None  # of the masks in a `known_padding`; None: look at each
+
+
+@contextlib.contextmanager
+def known_padding(right: bool | None):
+    """Within it no mask is looked at to see whether the padding is on the right: it is told here.
+
+    Looking at numbers on a GPU means to wait for all that was queued there. None: not known.
+    """
+    global _right_padded
+    before, _right_padded = _right_padded, right
+    try:
+        yield
+    finally:
+        _right_padded = before
 
 
 def last_positions(attention_mask):

@@ -10,13 +10,26 @@ from batches import (
     TokenDataset,
     collate,
     count_targets,
+    forward_tokens,
     make_loader,
     next_token_labels,
     split_batch,
+    to_device,
     tokenise,
 )
-from models.gpt2 import IGNORED_LABEL
+from config import GPT2Config
+from models import gpt2
+from models.gpt2 import IGNORED_LABEL, GPT2Model, is_right_padded
 from utils import InputError
+
+TINY = GPT2Config(
+    vocab_size=30,
+    hidden_size=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=8,
+)
 
 
 def dataset_of(lengths, labels=None) -> TokenDataset:
@@ -230,3 +243,34 @@ def test_a_split_batch_has_the_same_rows_in_order():
 def test_targets_are_the_labels_that_are_not_ignored():
     assert count_targets({"labels": torch.tensor([0, 1, 4])}) == 3
     assert count_targets({"labels": torch.tensor([[7, -100], [0, 3]])}) == 3
+
+
+# -- on the way to a GPU -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask", [[[1, 1, 0], [1, 1, 1]], [[0, 1, 1], [1, 1, 1]]])
+def test_the_padding_is_looked_at_before_a_batch_leaves_and_the_model_need_not_look(mask):
+    """Numbers cannot be read on the meta device; on a GPU to read them means to wait."""
+    batch = {"token_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.tensor(mask)}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["right_padded"] is is_right_padded(batch["attention_mask"])
+    assert to_device(moved, torch.device("meta"))["right_padded"] is moved["right_padded"]
+    with torch.device("meta"):
+        model = GPT2Model(TINY)
+    assert forward_tokens(model, moved)["last_token"].shape == (2, TINY.hidden_size)
+    with pytest.raises(RuntimeError, match="meta"):
+        model(moved["token_ids"], moved["attention_mask"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_read_alike_wherever_its_padding_is_looked_at(side):
+    torch.manual_seed(0)
+    model = GPT2Model(TINY).eval()
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    mask = mask.flip(1) if side == "left" else mask
+    batch = {"token_ids": torch.randint(TINY.vocab_size, (2, 4)), "attention_mask": mask}
+    expected = model(batch["token_ids"], mask)["last_hidden_state"][mask.bool()]
+    for known in (batch, to_device(batch, torch.device("cpu"))):
+        found = forward_tokens(model, known)["last_hidden_state"][mask.bool()]
+        assert torch.equal(found, expected)
+    assert gpt2._right_padded is None
