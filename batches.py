@@ -171,7 +171,7 @@ def split_batch(batch: dict, rows: int | None) -> list[dict]:
 
 
 def to_device(batch: dict, device) -> dict:
-    """The batch with its tensors there, and `right_padded`, while to look at a mask costs nothing."""
+    """The batch there, and `right_padded`: on the host it costs nothing to look at a mask."""
     moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()

@@ -26,6 +26,8 @@ from optimizer import AdamW
 from parallel import Worker, copy_from_main, gather, sum_over_workers
 from utils import InputError
 
+STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
+
 
 class Extension:
     """A change to a run. Each hook is neutral by default; override the ones that it is about.
@@ -159,6 +161,7 @@ class Trainer:
         self.steps_per_epoch = -(-len(loader) // options.accumulate)
         self.micro_batch = None  # rows that fit into memory at once; None: a whole batch
         self.saved_at = time.monotonic()
+        self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
 
     # -- training -------------------------------------------------------------------------------
 
@@ -179,12 +182,14 @@ class Trainer:
         )
         for group in bar:
             self._set_rates()
-            self._accumulate_gradients([to_device(batch, self.worker.device) for batch in group])
+            self._accumulate_gradients(group)
             self._move()
             progress.step += 1
             within = progress.step < self.steps_per_epoch
             if within and time.monotonic() - self.saved_at >= 60 * self.options.save_minutes:
+                self._look_at_losses()
                 self.save()
+        self._look_at_losses()
         self.seconds = time.monotonic() - started
 
     def _set_rates(self) -> None:
@@ -204,22 +209,22 @@ class Trainer:
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                loss, correct = self._backward(group, targets)
+                figures = self._backward(group, targets)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve_micro_batch(group, error)
-        total = sum_over_workers([loss, correct], self.worker)
-        if not math.isfinite(total[0]):
-            self._diverged(f"the loss is {total[0]}", group)
-        self.progress.loss += total[0]
-        self.progress.correct += total[1]
         self.progress.targets += targets
+        self.unread.append((self.progress.step, _ids(group), figures))
+        if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, 1):
+            self._look_at_losses()
 
-    def _backward(self, group: list[dict], targets: float) -> tuple[float, float]:
+    def _backward(self, group: list[dict], targets: float) -> torch.Tensor:
         """Add up gradients piece by piece; returns this worker's summed loss and right answers."""
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
-        loss_sum = correct_sum = 0.0
+        figures = []
         for i, piece in enumerate(pieces):
+            share = count_targets(piece) / targets
+            piece = to_device(piece, self.worker.device)
             more = self.worker.count > 1 and i + 1 < len(pieces)
             synchronised = self.parallel_model.no_sync() if more else contextlib.nullcontext()
             with synchronised:
@@ -228,13 +233,27 @@ class Trainer:
                     loss = self.loss_fn(logits, piece)
                     objective = loss / targets
                     for extension in self.extensions:
-                        share = count_targets(piece) / targets
                         objective = objective + share * extension.penalty(self.model, piece, logits)
                 # DistributedDataParallel averages over workers; the sum is wanted
                 (objective * self.worker.count).backward()
-            loss_sum += loss.item()
-            correct_sum += count_correct(logits, piece)
-        return loss_sum, correct_sum
+            figures.append(torch.stack([loss.detach().double(), count_correct(logits, piece)]))
+        return torch.stack(figures).sum(dim=0)
+
+    def _look_at_losses(self) -> None:
+        """Add the figures of the steps since the last look to the epoch's.
+
+        On a GPU many steps pass between two looks: each waits for all that was queued there.
+        """
+        if not self.unread:
+            return
+        flat = torch.cat([figures for *_, figures in self.unread]).tolist()
+        flat = sum_over_workers(flat, self.worker)
+        for (step, ids, _), loss, correct in zip(self.unread, flat[::2], flat[1::2], strict=True):
+            if not math.isfinite(loss):
+                self._diverged(f"the loss is {loss}", step, ids)
+            self.progress.loss += loss
+            self.progress.correct += correct
+        self.unread.clear()
 
     def _autocast(self):
         if not self.options.bf16:
@@ -260,10 +279,9 @@ class Trainer:
         for extension in self.extensions:
             extension.after_step(self.model)
 
-    def _diverged(self, what: str, group: list[dict]) -> None:
-        ids = ", ".join(sent_id for batch in group for sent_id in batch["sent_ids"])
+    def _diverged(self, what: str, step: int, ids: list[str]) -> None:
         raise InputError(
-            f"epoch {self.progress.epoch}, step {self.progress.step}: {what}; batch ids: {ids}; "
+            f"epoch {self.progress.epoch}, step {step}: {what}; batch ids: {', '.join(ids)}; "
             f"the run stops, {self.folder.path} keeps the best epoch before: give a smaller --lr "
             f"or --clip 1, or look at these rows"
         )
@@ -280,7 +298,7 @@ class Trainer:
         """Record the figures, and keep the weights if they are the best so far."""
         progress, options = self.progress, self.options
         if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
-            self._diverged("a weight is not finite", [])
+            self._diverged("a weight is not finite", progress.step, [])
         record = {
             "epoch": progress.epoch,
             "train_loss": progress.loss / progress.targets,
@@ -295,7 +313,7 @@ class Trainer:
         self.log(f"Epoch {progress.epoch}: {', '.join(shown)}")
         value = metrics[options.metric]
         if not math.isfinite(value):
-            self._diverged(f"{options.metric} is {value}", [])
+            self._diverged(f"{options.metric} is {value}", progress.step, [])
         sign = 1 if options.maximise else -1
         if progress.best is None or sign * value > sign * progress.best:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
@@ -379,9 +397,13 @@ def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
 
 
 @torch.no_grad()
-def count_correct(logits, batch: dict) -> float:
+def count_correct(logits, batch: dict) -> torch.Tensor:
     """Targets whose likeliest prediction is right: logits (…, classes), labels (…)."""
-    return float((logits.argmax(dim=-1) == batch["labels"]).sum())
+    return (logits.argmax(dim=-1) == batch["labels"]).sum().double()
+
+
+def _ids(group: list[dict]) -> list[str]:
+    return [sent_id for batch in group for sent_id in batch["sent_ids"]]
 
 
 def _grouped(batches: Iterable[dict], size: int):

@@ -1,5 +1,6 @@
 """The one loop: one gradient however it is added up, the best epoch kept, no NaN let through."""
 
+import itertools
 import json
 import math
 
@@ -9,7 +10,7 @@ from tiny_run import LABELS, Averager, examples, run, run_path, same_bits, summe
 from torch.nn import functional as F
 
 from batches import collate
-from checkpoint import load_tree
+from checkpoint import RunFolder, load_tree
 from optimizer import AdamW
 from training import Extension, FitOptions, make_optimizer, rate_factor
 from utils import InputError
@@ -281,6 +282,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tmp_path, fa
     ids = message.split("batch ids: ")[1].split(";")[0].split(", ")
     assert "row5" in ids and len(ids) == 4
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("every", [2, 5, 100])
+def test_losses_that_are_looked_at_late_are_the_same(tmp_path, monkeypatch, every):
+    """As on a GPU: what is recorded, what a save within the epoch holds, and what is said."""
+    at_once = run(Averager(), tmp_path / "once", rows=40, save_minutes=0).history
+    monkeypatch.setattr("training.STEPS_UNREAD", {"cpu": every})
+    saved = []
+
+    def save(folder, tree, save_last=RunFolder.save_last):
+        saved.append(tree["progress"])
+        save_last(folder, tree)
+
+    monkeypatch.setattr("checkpoint.RunFolder.save_last", save)
+    late = run(Averager(), tmp_path / "late", rows=40, save_minutes=0).history
+    without_time = [{k: v for k, v in line.items() if k != "seconds"} for line in at_once]
+    assert [{k: v for k, v in line.items() if k != "seconds"} for line in late] == without_time
+    losses = [progress["loss"] for progress in saved if not progress["finished"]]
+    assert len(losses) == 9 and all(a < b for a, b in itertools.pairwise(losses))
+    with pytest.raises(InputError, match=r"step 0: the loss is nan; batch ids: [row\d, ]+;"):
+        run(Averager(), tmp_path / "nan", loss_fn=lambda *these: summed_loss(*these) * math.nan)
 
 
 def test_the_best_epoch_before_a_nan_is_kept(tmp_path):
