@@ -18,7 +18,14 @@ from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import NUM_LABELS, data_file, read_sentiment
 from evaluation import accuracy_and_f1, predict, write_predictions
-from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
+from flags import (
+    add_fit_arguments,
+    check_fit_flags,
+    check_range,
+    fit_options,
+    load_extensions,
+    split_loader,
+)
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
 from training import apply_extensions, fit
@@ -124,10 +131,7 @@ def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dic
         token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=path)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
-        sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
-        loaders[split] = make_loader(
-            dataset, batch_size, seed=args.seed, shuffle=split == "train", **sharded
-        )
+        loaders[split] = split_loader(args, dataset, split, worker, batch_size)
     return loaders
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
-from parallel import has_bf16_units
+from batches import TokenDataset, make_loader
+from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
 from utils import ROOT, InputError
 
@@ -92,6 +93,15 @@ def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
     """FitOptions from parsed flags."""
     taken = {f.name: getattr(args, f.name) for f in fields(FitOptions) if hasattr(args, f.name)}
     return FitOptions(**taken | {"metric": metric, "maximise": maximise})
+
+
+def split_loader(args, dataset: TokenDataset, split: str, worker: Worker, batch_size: int):
+    """The loader of a task's train, dev or test rows: only train is shuffled, and shared out."""
+    if split != "train":
+        return make_loader(dataset, batch_size, seed=args.seed)
+    return make_loader(
+        dataset, batch_size, seed=args.seed, shuffle=True, rank=worker.rank, workers=worker.count
+    )
 
 
 def load_extensions(flags: Iterable[str]) -> list[Extension]:

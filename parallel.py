@@ -82,6 +82,17 @@ def has_bf16_units(device_type: str) -> bool:
     return any(units.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
+@contextlib.contextmanager
+def matmul_precision(name: str):
+    """How float32 matrices are multiplied on GPUs: "highest", or "high", which takes TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = []

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from batches import TokenDataset, make_loader, tokenise
+from batches import TokenDataset, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import read_pairs
 from evaluation import (
@@ -23,7 +23,14 @@ from evaluation import (
     model_test_paraphrase,
     write_predictions,
 )
-from flags import add_data_dir, add_fit_arguments, check_fit_flags, fit_options, load_extensions
+from flags import (
+    add_data_dir,
+    add_fit_arguments,
+    check_fit_flags,
+    fit_options,
+    load_extensions,
+    split_loader,
+)
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
 from training import apply_extensions, fit
@@ -87,10 +94,7 @@ def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
         token_ids = tokenise(tokenizer, prompts, sent_ids, limit, where=path)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
-        sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
-        loaders[split] = make_loader(
-            dataset, args.batch_size, seed=args.seed, shuffle=split == "train", **sharded
-        )
+        loaders[split] = split_loader(args, dataset, split, worker, args.batch_size)
     return loaders
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from batches import TokenDataset, collate, make_loader, next_token_labels, tokenise
+from batches import TokenDataset, collate, next_token_labels, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import Record, read_sonnets
 from evaluation import (
@@ -34,6 +34,7 @@ from flags import (
     check_range,
     fit_options,
     load_extensions,
+    split_loader,
 )
 from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
@@ -157,10 +158,7 @@ def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
         bare = tokenise(tokenizer, texts, sent_ids, limit - 1, where=args.sonnet_path)
         token_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
         dataset = TokenDataset(token_ids, sent_ids, [next_token_labels(ids) for ids in token_ids])
-        sharded = {"rank": worker.rank, "workers": worker.count} if split == "train" else {}
-        loaders[split] = make_loader(
-            dataset, args.batch_size, seed=args.seed, shuffle=split == "train", **sharded
-        )
+        loaders[split] = split_loader(args, dataset, split, worker, args.batch_size)
     return loaders
 
 

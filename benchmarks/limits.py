@@ -3,14 +3,13 @@
 Measured in the same run as the jobs, so that each of their times is also a share of the limit.
 """
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import seconds
-from parallel import has_bf16_units
+from parallel import has_bf16_units, matmul_precision
 
 ROUNDS = 3
 
@@ -52,18 +51,8 @@ def gemm_rate(shape: tuple[int, int, int], precision: str, device, least: float)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     x = torch.randn(m, k, device=device, dtype=dtype)
     weight = torch.randn(n, k, device=device, dtype=dtype)
-    with torch.no_grad(), _matmul_precision("high" if precision == "tf32" else "highest"):
+    with torch.no_grad(), matmul_precision("high" if precision == "tf32" else "highest"):
         return 2 * m * k * n / fastest(lambda: F.linear(x, weight), least)
-
-
-@contextlib.contextmanager
-def _matmul_precision(name: str):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def bandwidth(size: int, device, least: float) -> dict[str, float]:

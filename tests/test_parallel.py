@@ -150,11 +150,11 @@ def test_cfimdb_s_batch_of_8_is_shared_out():
         seen = []
 
         def note(dataset, batch_size, seen=seen, **how):
-            seen.append(batch_size)
+            seen += [batch_size] * how.get("shuffle", False)
             return make_loader(dataset, batch_size, **how)
 
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(classifier, "make_loader", note)
+            monkeypatch.setattr("flags.make_loader", note)
             monkeypatch.setattr(
                 classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts)
             )
