@@ -15,6 +15,8 @@ from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
 from utils import ROOT, InputError
 
+JUDGED = 64  # rows at once
+
 
 def add_fit_arguments(parser) -> None:
     """The optional flags that all tasks share."""
@@ -95,9 +97,16 @@ def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
     return FitOptions(**taken | {"metric": metric, "maximise": maximise})
 
 
-def split_loader(args, dataset: TokenDataset, split: str, worker: Worker, batch_size: int):
-    """The loader of a task's train, dev or test rows: only train is shuffled, and shared out."""
+def split_loader(
+    args, dataset: TokenDataset, split: str, worker: Worker, batch_size: int, judged: int = JUDGED
+):
+    """The loader of a task's train, dev or test rows: only train is shuffled, and shared out.
+
+    judged: dev or test rows that a GPU reads at once, if batch_size are not more.
+    """
     if split != "train":
+        if worker.device.type == "cuda":
+            batch_size = max(batch_size, judged)
         return make_loader(dataset, batch_size, seed=args.seed)
     return make_loader(
         dataset, batch_size, seed=args.seed, shuffle=True, rank=worker.rank, workers=worker.count

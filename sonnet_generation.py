@@ -158,7 +158,9 @@ def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
         bare = tokenise(tokenizer, texts, sent_ids, limit - 1, where=args.sonnet_path)
         token_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
         dataset = TokenDataset(token_ids, sent_ids, [next_token_labels(ids) for ids in token_ids])
-        loaders[split] = split_loader(args, dataset, split, worker, args.batch_size)
+        loaders[split] = split_loader(
+            args, dataset, split, worker, args.batch_size, judged=args.batch_size
+        )
     return loaders
 
 

@@ -167,6 +167,19 @@ def test_cfimdb_s_batch_of_8_is_shared_out():
     assert sizes == {1: {8}, 2: {4}, 3: {3}, 4: {2}, 8: {1}, 16: {1}}
 
 
+@pytest.mark.parametrize("device, sizes", [("cpu", {8}), ("cuda", {64})])
+def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, sizes):
+    """They fit, without gradients, and few launches are quicker than many."""
+    import classifier
+
+    args = classifier.get_args(["--data_dir", str(ROOT / "data" / "sample")])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts))
+        loaders = classifier.build_loaders(args, "sst", None, 9, Worker(torch.device(device)))
+    assert loaders["train"].batch_sampler.batch_size == 8
+    assert {loaders[split].batch_sampler.batch_size for split in ("dev", "test")} == sizes
+
+
 def test_a_single_process_talks_to_nobody():
     assert sum_over_workers([1.5, 2.0], WORKER) == [1.5, 2.0]
     tensor = torch.arange(3)
