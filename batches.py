@@ -5,6 +5,7 @@ where there are any, sent_ids (a list of b strings) and indices (a list: the row
 """
 
 import hashlib
+from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -65,9 +66,13 @@ def next_token_labels(token_ids: list[int]) -> list[int]:
     return [*token_ids[1:], IGNORED_LABEL]
 
 
-def collate(examples: list[dict]) -> dict:
-    """Pad b examples on the right into one batch (module docstring); an empty list has b = 0."""
+def collate(examples: list[dict], multiple: int = 1) -> dict:
+    """Pad b examples on the right into one batch (module docstring); an empty list has b = 0.
+
+    t is the longest one's length, rounded up to a multiple.
+    """
     t = max((len(example["token_ids"]) for example in examples), default=1)
+    t = -(-t // multiple) * multiple
     token_ids = torch.zeros(len(examples), t, dtype=torch.long)
     attention_mask = torch.zeros(len(examples), t, dtype=torch.long)
     labels = [example["label"] for example in examples]
@@ -132,12 +137,14 @@ class LengthBuckets(Sampler):
         return batches
 
 
-def make_loader(dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1) -> DataLoader:
-    """A DataLoader over length buckets of a TokenDataset."""
+def make_loader(
+    dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1, multiple=1
+) -> DataLoader:
+    """A DataLoader over length buckets of a TokenDataset; multiple: see `collate`."""
     buckets = LengthBuckets(
         dataset.lengths, batch_size, seed=seed, shuffle=shuffle, rank=rank, workers=workers
     )
-    return batch_loader(dataset, buckets, collate=collate)
+    return batch_loader(dataset, buckets, collate=partial(collate, multiple=multiple))
 
 
 def batch_loader(dataset, batch_sampler, *, collate) -> DataLoader:

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from batches import TokenDataset, make_loader
+from compiling import CUDA_GRAPHS, MODES, MULTIPLE, check_compile
 from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
 from utils import ROOT, InputError
@@ -37,6 +38,17 @@ def add_fit_arguments(parser) -> None:
         "--bf16",
         action="store_true",
         help="bfloat16 autocast, on GPUs and on CPUs with units for it",
+    )
+    group.add_argument(
+        "--tf32", action="store_true", help="float32 matrix products in TF32 in training, on GPUs"
+    )
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=MODES,
+        metavar="MODE",
+        help=f"torch.compile in training; mode {CUDA_GRAPHS}: by CUDA graphs, for small batches",
     )
     group.add_argument(
         "--extension",
@@ -89,6 +101,9 @@ def check_fit_flags(args) -> None:
     check_range(args, "seed", 0, 2**32 - 1)
     if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
+    if args.tf32 and not args.use_gpu:
+        raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
+    check_compile(args)
 
 
 def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
@@ -108,8 +123,10 @@ def split_loader(
         if worker.device.type == "cuda":
             batch_size = max(batch_size, judged)
         return make_loader(dataset, batch_size, seed=args.seed)
+    multiple = MULTIPLE if args.compile == CUDA_GRAPHS else 1
+    share = {"rank": worker.rank, "workers": worker.count}
     return make_loader(
-        dataset, batch_size, seed=args.seed, shuffle=True, rank=worker.rank, workers=worker.count
+        dataset, batch_size, seed=args.seed, shuffle=True, multiple=multiple, **share
     )
 
 

@@ -301,8 +301,6 @@ def run(args, worker: Worker) -> None:
     progress = None
     if not args.checkpoint:
         torch.manual_seed(args.seed + worker.rank)
-        if args.compile:
-            model.compile()
         if worker.is_main:
             announce(args, model, loaders["train"].dataset, folder, worker)
         progress = train(args, model, loaders, tokenizer, folder, worker)
@@ -342,7 +340,6 @@ def get_args(argv=None):
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--dropout", type=float, default=0.0, help="while pre-training")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, for GPUs")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--seed", type=int, default=11711)
     add_fit_arguments(parser)

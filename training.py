@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from batches import count_targets, forward_tokens, split_batch, to_device
 from checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
+from compiling import CUDA_GRAPHS, compiled, compiler_errors
 from optimizer import AdamW
-from parallel import Worker, copy_from_main, gather, sum_over_workers
+from parallel import Worker, copy_from_main, gather, matmul_precision, sum_over_workers
 from utils import InputError
 
 STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
@@ -85,7 +86,9 @@ class FitOptions:
     schedule: str = "constant"  # or "linear" or "cosine", falling to 0
     clip: float = 0.0  # largest norm of the gradient; 0 leaves it alone
     accumulate: int = 1  # common batches to one step
-    bf16: bool = False  # bfloat16 autocast, on GPUs
+    bf16: bool = False  # bfloat16 autocast
+    tf32: bool = False  # what stays in float32 multiplies matrices in TF32, on GPUs
+    compile: str | None = None  # torch.compile's mode, for training alone
     patience: int = 0  # epochs without a better one before stopping early; 0 never
     resume: bool = False
     save_minutes: float = 10.0  # between saves within an epoch
@@ -158,6 +161,7 @@ class Trainer:
         self.parallel_model = model
         if worker.count > 1:
             self.parallel_model = DistributedDataParallel(model)
+        self.parallel_model = compiled(self.parallel_model, options.compile)
         self.steps_per_epoch = -(-len(loader) // options.accumulate)
         self.micro_batch = None  # rows that fit into memory at once; None: a whole batch
         self.saved_at = time.monotonic()
@@ -182,7 +186,8 @@ class Trainer:
         )
         for group in bar:
             self._set_rates()
-            self._accumulate_gradients(group)
+            with matmul_precision("high") if self.options.tf32 else contextlib.nullcontext():
+                self._accumulate_gradients(group)
             self._move()
             progress.step += 1
             within = progress.step < self.steps_per_epoch
@@ -209,7 +214,8 @@ class Trainer:
         while True:
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                figures = self._backward(group, targets)
+                with compiler_errors(self.options.compile):
+                    figures = self._backward(group, targets)
                 break
             except torch.OutOfMemoryError as error:
                 self._halve_micro_batch(group, error)
@@ -262,7 +268,7 @@ class Trainer:
 
     def _halve_micro_batch(self, group: list[dict], error) -> None:
         rows = self.micro_batch or max(len(batch["sent_ids"]) for batch in group)
-        if rows <= 1 or self.worker.count > 1:
+        if rows <= 1 or self.worker.count > 1 or self.options.compile == CUDA_GRAPHS:
             raise InputError(
                 f"out of memory with {rows} rows at a time: give a smaller --batch_size or "
                 f"--model_size"

@@ -39,8 +39,8 @@ def blockwise_causal_attention(query, key, value, padding_mask, dropout):
     """The same function, 128 queries at a time, each block without the keys that lie after it."""
     t, s = query.shape[-2], key.shape[-2]
     attended = []
-    for start in range(0, t, BLOCK):
-        stop = min(start + BLOCK, t)
+    for i in range(-(-t // BLOCK)):
+        start, stop = i * BLOCK, min((i + 1) * BLOCK, t)
         seen = s - t + stop
         mask = None if padding_mask is None else padding_mask[..., :seen]
         block = query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen]

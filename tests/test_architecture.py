@@ -11,7 +11,7 @@ import pytest
 from utils import ROOT
 
 LEVELS = {
-    0: "config utils kernels optimizer parallel",
+    0: "config utils kernels optimizer parallel compiling",
     1: "modules checkpoint",
     2: "models dataset batches corpus",
     3: "evaluation training flags stages",
@@ -37,6 +37,7 @@ PEERS = {  # within a level: who may import whom
     ("kernels.adamw_triton", "kernels.adamw_triton_kernel"),
     ("optimizer", "kernels.adamw"),
     ("parallel", "utils"),
+    ("compiling", "utils"),
     ("modules.gpt2_layer", "modules.attention"),
     ("models.gpt2", "models.base_gpt"),
     ("models.generation", "models.gpt2"),

@@ -6,7 +6,9 @@ from course_files import call_main, predicted, work_in, write_course, write_mode
 from tiny_run import run_path
 
 from checkpoint import RunFolder, load_tree
+from compiling import CUDA_GRAPHS
 from models.gpt2 import GPT2Model
+from training import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,6 +73,44 @@ def test_bfloat16_follows_float32(place, monkeypatch):
     )
     for name in full:
         torch.testing.assert_close(half[name], full[name], atol=1e-3, rtol=0.05)
+
+
+@pytest.mark.parametrize("extra", [["--compile"], ["--compile", CUDA_GRAPHS], ["--tf32"]])
+@pytest.mark.parametrize("task", TASKS)
+def test_quicker_kernels_follow_the_plain_ones(task, extra, place, monkeypatch):
+    """Gradients that a replayed graph lost or kept too long would lead elsewhere."""
+    dropout = ["--hidden_dropout_prob", "0"] if task == "classifier" else []
+    plain = run(monkeypatch, task, *dropout, "--runs_dir", "plain")
+    quick = run(monkeypatch, task, *dropout, "--runs_dir", "quick", *extra)
+    start = GPT2Model.from_pretrained("model").state_dict()
+    for name in plain:
+        torch.testing.assert_close(quick[name], plain[name], atol=1e-3, rtol=0.05)
+    assert any(
+        not torch.equal(plain[f"gpt.{name}"], start[name])
+        for name in start
+        if f"gpt.{name}" in plain
+    )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_step_of_training_waits_for_the_gpu(task, place, monkeypatch):
+    """After the first one, which tries the kernels."""
+    steps = []
+
+    def step(trainer, *group, accumulate=Trainer._accumulate_gradients):
+        if steps:
+            torch.cuda.set_sync_debug_mode("error")
+        steps.append(1)
+        accumulate(trainer, *group)
+
+    def move(trainer, move=Trainer._move):
+        move(trainer)
+        torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Trainer, "_accumulate_gradients", step)
+    monkeypatch.setattr(Trainer, "_move", move)
+    run(monkeypatch, task, "--bf16")
+    assert len(steps) > 2
 
 
 def test_a_run_on_the_gpu_resumes(place, monkeypatch, capsys):
