@@ -1,7 +1,7 @@
 """Every job of the course, by every peer and by ours: same weights, same rows, one run.
 
     python benchmarks/core.py --model_size FOLDER --data_dir data
-    python benchmarks/core.py --use_gpu --bf16 --tokenizer FOLDER \
+    python benchmarks/core.py --use_gpu --bf16 --compile --tokenizer FOLDER \
                               --model_size gpt2 gpt2-medium gpt2-large
 
 Each peer has a process of its own, they take turns, and what they did is counted and compared.
@@ -121,6 +121,9 @@ def get_args(argv=None):
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="of ours, and one more transformers")
+    parser.add_argument(
+        "--compile", action="store_true", help="one more of ours, on GPUs by CUDA graphs"
+    )
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument(
@@ -139,8 +142,8 @@ def get_args(argv=None):
         )
     if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
         raise InputError("--bf16: this CPU has no units for it: add --use_gpu")
-    if not args.bf16:
-        args.peers = [name for name in args.peers if name != "transformers-bf16"]
+    asked = {"transformers-bf16": args.bf16, "ours-compiled": args.compile}
+    args.peers = [name for name in args.peers if asked.get(name, True)]
     return args
 
 

@@ -19,7 +19,8 @@ from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
 from utils import checkpoint_folder, load_tokenizer
 
-TRAINERS = ("starter", "transformers", "transformers-bf16", "ours")
+READERS = ("starter", "transformers", "transformers-bf16", "ours")
+TRAINERS = (*READERS, "ours-compiled")
 GPU_STEPS = 50  # of the optimizer, where nothing bounds them
 
 
@@ -50,9 +51,23 @@ JOBS = {
         Job("sst-64", "SST, full model", "train", batch_size=64, batches=3),
         Job("cfimdb-8", "CFIMDB, full model", "train", "cfimdb", batches=4),
         Job("paraphrase-64", "paraphrases", "train", "paraphrase", batch_size=64, batches=2),
-        Job("head", "SST, last linear layer, 10 epochs", "train_head", batches=6, epochs=10),
+        Job(
+            "head",
+            "SST, last linear layer, 10 epochs",
+            "train_head",
+            batches=6,
+            epochs=10,
+            peers=READERS,
+        ),
         Job("sonnets-8", "sonnets", "train", "sonnet", batches=3),
-        Job("evaluate", "predicting SST's test set", "evaluate", batches=36, split="test"),
+        Job(
+            "evaluate",
+            "predicting SST's test set",
+            "evaluate",
+            batches=36,
+            split="test",
+            peers=READERS,
+        ),
         Job(
             "decode",
             "continuing sonnets",

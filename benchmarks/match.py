@@ -12,7 +12,7 @@ import torch
 from benchmarks import counts, limits
 from benchmarks.huggingface import Transformers, TransformersBf16
 from benchmarks.jobs import Job, Settings, Workload
-from benchmarks.peers import Ours, Starter, TorchFused
+from benchmarks.peers import Ours, OursCompiled, Starter, TorchFused
 from benchmarks.timing import Alone, alternate, seconds, summary
 from utils import ROOT, InputError
 
@@ -21,6 +21,7 @@ PEERS = {
     "transformers": Transformers,
     "transformers-bf16": TransformersBf16,
     "torch-fused": TorchFused,
+    "ours-compiled": OursCompiled,
     "ours": Ours,
 }
 START = {  # what a script of each peer imports before it can answer --help

@@ -44,8 +44,12 @@ class Meter:
     def _read(self, network, inputs, named) -> None:
         x = inputs[0] if inputs else named["input_ids"]
         if network.training == self.training:
-            self.counts["rows"] += x.shape[0]
-            self.counts["positions"] += 0 if x.is_floating_point() else x.numel()
+            self.read(x)
+
+    def read(self, x) -> None:
+        """Count these tokens (b, t), or the rows of these features."""
+        self.counts["rows"] += x.shape[0]
+        self.counts["positions"] += 0 if x.is_floating_point() else x.numel()
 
     def _step(self, *_) -> None:
         self.counts["steps"] += 1

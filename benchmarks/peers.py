@@ -15,6 +15,7 @@ from benchmarks import starter
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
 from checkpoint import RunFolder
 from classifier import NUM_LABELS
+from compiling import CUDA_GRAPHS, MULTIPLE
 from evaluation import predict
 from flags import fit_options
 from models.base_gpt import read_weights
@@ -113,7 +114,9 @@ class Ours(Peer):
         self.worker = start_worker(self.settings.use_gpu)
         words = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
         words += ["--use_gpu"] * self.settings.use_gpu
-        words += ["--bf16"] * (self.precision(self.job, self.settings) == "bfloat16")
+        if self.precision(self.job, self.settings) == "bfloat16":
+            words += ["--bf16"] + ["--tf32"] * self.settings.use_gpu
+        words += self.more_flags()
         sentiment = self.program is classifier
         words += ["--fine-tune-mode", self.job.mode] * sentiment
         if self.job.kind == "decode":
@@ -129,6 +132,9 @@ class Ours(Peer):
             _set_head(model.sentiment_head, self.load.head())
         return model
 
+    def more_flags(self) -> list[str]:
+        return []
+
     def output_layer(self):
         return self.model.sentiment_head
 
@@ -140,8 +146,12 @@ class Ours(Peer):
         if self.job.task == "sonnet":
             labels = [next_token_labels(ids) for ids in tokens]
         dataset = TokenDataset(tokens, [row.sent_id for row in rows], labels)
-        seed = self.settings.seed
-        return make_loader(dataset, self.job.batch_size, seed=seed, shuffle=shuffle)
+        how = {"seed": self.settings.seed, "shuffle": shuffle}
+        how["multiple"] = MULTIPLE if self.flags.compile == CUDA_GRAPHS else 1
+        return make_loader(dataset, self.job.batch_size, **how)
+
+    def forward(self, model, batch):
+        return forward_tokens(model, batch)
 
     def train(self, rows):
         run = Trainer(
@@ -152,7 +162,7 @@ class Ours(Peer):
             RunFolder("runs", "bench", "core", {}, writes=False),
             self.worker,
             extensions=[],
-            forward=forward_tokens,
+            forward=self.forward,
             log=lambda message: None,
         )
 
@@ -176,3 +186,18 @@ class Ours(Peer):
     def decode(self, rows):
         self.model.tokenizer.eos_token = None
         return lambda: sonnet_generation.complete(self.model, rows, self.flags)
+
+
+class OursCompiled(Ours):
+    """Ours with `--compile`, on GPUs by CUDA graphs."""
+
+    def more_flags(self):
+        return ["--compile", CUDA_GRAPHS] if self.settings.use_gpu else ["--compile"]
+
+    def counted(self):
+        """No network: a hook would be compiled with it."""
+        return None
+
+    def forward(self, model, batch):
+        self.meter.read(batch["token_ids"])
+        return super().forward(model, batch)

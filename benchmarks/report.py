@@ -7,6 +7,7 @@ COLOURS = {
     "transformers": "tab:orange",
     "transformers-bf16": "tab:red",
     "torch-fused": "tab:green",
+    "ours-compiled": "tab:cyan",
 }
 OURS = "ours"
 

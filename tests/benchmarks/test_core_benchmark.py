@@ -219,8 +219,15 @@ def test_rows_of_the_older_program_are_not_mixed_with_new_ones(
         run(model_folder, data, out, "--jobs", "step")
 
 
-def test_the_bfloat16_peer_comes_with_its_flag():
-    assert "transformers-bf16" not in core.get_args([]).peers
+@pytest.mark.parametrize(
+    "flag, peer", [("--bf16", "transformers-bf16"), ("--compile", "ours-compiled")]
+)
+def test_a_peer_that_is_not_always_wanted_comes_with_its_flag(flag, peer, monkeypatch):
+    monkeypatch.setattr(core, "has_bf16_units", lambda device: True)
+    assert peer not in core.get_args([]).peers and peer in core.get_args([flag]).peers
+
+
+def test_an_output_is_of_one_checkpoint():
     with pytest.raises(InputError, match="one --model_size"):
         core.get_args(["--out", "x", "--model_size", "gpt2", "gpt2-medium"])
 

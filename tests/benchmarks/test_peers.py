@@ -44,6 +44,26 @@ def test_the_starter_and_ours_do_every_job_alike(name, make):
     assert check_same_answers(answers, 1e-4)["starter"] < 1e-4
 
 
+@pytest.mark.parametrize("name", ["sst-8", "paraphrase-64", "sonnets-8"])
+def test_what_a_compiled_network_reads_is_counted_too(name, make, monkeypatch):
+    """Compiled in earnest, but for the last step, by which it would be made into kernels."""
+    calls = []
+
+    def compiled(model, mode):
+        calls.append(mode)
+        return torch.compile(model, dynamic=True, backend="eager")
+
+    monkeypatch.setattr("training.compiled", compiled)
+    plain, fast = make(PEERS["ours"], name), make(PEERS["ours-compiled"], name)
+    assert check_same_answers({"ours": plain.answer(), "fast": fast.answer()}, 1e-6)["fast"] < 1e-6
+    turns = []
+    for peer, mode in ((plain, None), (fast, "default")):
+        turns.append(peer.run())
+        check_same_work("it", turns[-1], peer.load.expected())
+        assert calls.pop() == mode and not calls
+    assert turns[0]["positions"] == turns[1]["positions"]
+
+
 def test_a_turn_to_warm_up_is_one_batch(make):
     peer = make(Ours, "sst-8")
     assert {key: peer.run(warm=True)[key] for key in ("rows", "steps")} == {"rows": 8, "steps": 1}
