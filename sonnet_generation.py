@@ -16,6 +16,7 @@ from torch import nn
 
 from batches import TokenDataset, collate, next_token_labels, tokenise
 from checkpoint import RunFolder, load_model
+from compiling import CUDA_GRAPHS
 from dataset import Record, read_sonnets
 from evaluation import (
     PROMPT_LINES,
@@ -89,6 +90,7 @@ def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
         top_k=args.top_k,
         top_p=args.top_p,
         end_token=model.tokenizer.eos_token_id,
+        cuda_graph=args.compile == CUDA_GRAPHS,
         generator=torch.Generator(device).manual_seed(args.seed),
     )
     completed = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]

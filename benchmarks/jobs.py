@@ -76,7 +76,7 @@ JOBS = {
             batch_size=12,
             batches=1,
             split="test",
-            peers=("starter", "transformers", "ours"),
+            peers=("starter", "transformers", "ours", "ours-compiled"),
         ),
         Job("step", "one AdamW step", "step", batches=5, peers=("starter", "torch-fused", "ours")),
     )

@@ -4,6 +4,7 @@ transformers is in `huggingface.py`.
 """
 
 import tempfile
+from unittest import mock
 
 import torch
 
@@ -19,6 +20,7 @@ from compiling import CUDA_GRAPHS, MULTIPLE
 from evaluation import predict
 from flags import fit_options
 from models.base_gpt import read_weights
+from models.generation import generate
 from optimizer import AdamW
 from parallel import start_worker
 from training import Trainer
@@ -195,9 +197,23 @@ class OursCompiled(Ours):
         return ["--compile", CUDA_GRAPHS] if self.settings.use_gpu else ["--compile"]
 
     def counted(self):
-        """No network: a hook would be compiled with it."""
+        """No network: a hook would be compiled with it, or not be there in a replay."""
         return None
 
     def forward(self, model, batch):
         self.meter.read(batch["token_ids"])
         return super().forward(model, batch)
+
+    def decode(self, rows):
+        work = super().decode(rows)
+
+        def counting(model, tokens, mask, **how):
+            found = generate(model, tokens, mask, **how)
+            self.meter.counts["rows"] += sum(map(len, found)) - int(mask.sum())
+            return found
+
+        def counted_work():
+            with mock.patch.object(sonnet_generation, "generate", counting):
+                work()
+
+        return counted_work

@@ -5,8 +5,12 @@ position: new keys and values overwrite the row's padding, and a key is visible 
 when its position is not later. So each row gets what it would get alone.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
+from models.cuda_graph import recorded
 from models.gpt2 import is_right_padded
 from utils import InputError
 
@@ -35,10 +39,14 @@ class LayerCache:
 
 
 class CachedDecoder:
-    """A GPT-2 that reads each token once: earlier positions are remembered, not recomputed."""
+    """A GPT-2 that reads each token once: earlier positions are remembered, not recomputed.
 
-    def __init__(self, model, capacity: int):
-        self.model = model
+    fixed: attend to the whole capacity from the second call on, what is not there yet hidden, so
+    that all calls have the same shapes.
+    """
+
+    def __init__(self, model, capacity: int, *, fixed: bool = False):
+        self.model, self.fixed = model, fixed
         self.caches = [LayerCache(capacity) for _ in model.gpt_layers]
         self.length = 0
 
@@ -48,13 +56,20 @@ class CachedDecoder:
         The first call reads right-padded prompts from position 0, later calls one token a row.
         """
         first = self.length == 0
-        self.length = min(self.length + token_ids.shape[1], self.caches[0].capacity)
+        capacity = self.caches[0].capacity
+        self.length = min(self.length + token_ids.shape[1], capacity)
+        if self.fixed and not first:
+            self.length = capacity
         hidden_states = self.model.embed(token_ids, positions)
         mask = None if first else self._hide_later_keys(positions, hidden_states.dtype)
         for layer, cache in zip(self.model.gpt_layers, self.caches, strict=True):
             cache.positions, cache.length = positions, self.length
             hidden_states = layer(hidden_states, mask, cache)
         return self.model.final_layer_norm(hidden_states)
+
+    def logits(self, token_ids, positions):
+        """Read tokens (b, 1) at positions (b, 1); returns the logits (b, v) of the next ones."""
+        return self.model.hidden_state_to_token(self.read(token_ids, positions)[:, 0])
 
     def _hide_later_keys(self, positions, dtype):
         """(b, 1) -> (b, 1, 1, length), to be added to scores."""
@@ -76,6 +91,7 @@ def generate(
     end_token: int | None = None,
     stop=None,
     use_cache: bool = True,
+    cuda_graph: bool = False,
     generator: torch.Generator | None = None,
 ) -> list[torch.Tensor]:
     """Continue every prompt of a batch; returns one 1-D tensor a row: prompt and new tokens.
@@ -83,7 +99,8 @@ def generate(
     input_ids, attention_mask: (b, t), padding on the right. temperature 0 is greedy decoding;
     top_k 0 and top_p 1 cut nothing off. A row ends with `end_token` (kept), when `stop(tokens)`
     says so of its 1-D tensor of tokens, after `max_new_tokens`, or at the model's last position.
-    `generator` makes the draws repeatable; `use_cache=False` recomputes every prefix (the oracle).
+    `generator` makes the draws repeatable; `use_cache=False` recomputes every prefix (the oracle);
+    `cuda_graph` reads each new token by replaying a recording, on a CUDA GPU.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -100,13 +117,13 @@ def generate(
     tokens[:, :longest] = (input_ids * attention_mask)[:, :longest]
     rows = torch.arange(len(tokens), device=tokens.device)
     done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
-    step = _cached_step if use_cache else _uncached_step
-    decoder = CachedDecoder(model, capacity)
+    decoder = CachedDecoder(model, capacity, fixed=cuda_graph)
+    step = _cached_steps(decoder) if use_cache else partial(_uncached_step, model)
     was_training = model.training
     model.eval()
     try:
         while not bool(done.all()):
-            logits = model.hidden_state_to_token(step(decoder, tokens, lengths))  # (b, v)
+            logits = step(tokens, lengths)  # (b, v)
             chosen = choose(logits, temperature, top_k=top_k, top_p=top_p, generator=generator)
             place = lengths.clamp(max=capacity - 1)
             tokens[rows, place] = torch.where(done, tokens[rows, place], chosen)
@@ -123,21 +140,32 @@ def generate(
     return [tokens[i, : lengths[i]] for i in range(len(tokens))]
 
 
-def _cached_step(decoder, tokens, lengths):
-    """The hidden state (b, d) at each row's last token."""
-    if decoder.length == 0:
-        t = int(lengths.max())
-        positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
-        hidden_states = decoder.read(tokens[:, :t], positions)
-        return hidden_states[torch.arange(len(tokens)), lengths - 1]
-    last = (lengths - 1)[:, None]
-    return decoder.read(tokens.gather(1, last), last)[:, 0]
+def _cached_steps(decoder: CachedDecoder) -> Callable:
+    """A function of tokens and lengths, for one call after the other: the next token's logits."""
+    read_next = None
+
+    def step(tokens, lengths):
+        nonlocal read_next
+        if decoder.length == 0:
+            t = int(lengths.max())
+            positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
+            hidden_states = decoder.read(tokens[:, :t], positions)
+            last = hidden_states[torch.arange(len(tokens)), lengths - 1]
+            return decoder.model.hidden_state_to_token(last)
+        last = (lengths - 1)[:, None]
+        inputs = tokens.gather(1, last), last
+        if read_next is None:
+            graph = decoder.fixed and tokens.is_cuda
+            read_next = recorded(decoder.logits, *inputs) if graph else decoder.logits
+        return read_next(*inputs)
+
+    return step
 
 
-def _uncached_step(decoder, tokens, lengths):
+def _uncached_step(model, tokens, lengths):
     t = int(lengths.max())
     mask = torch.arange(t, device=tokens.device) < lengths[:, None]
-    return decoder.model(tokens[:, :t], mask.long())["last_token"]
+    return model.hidden_state_to_token(model(tokens[:, :t], mask.long())["last_token"])
 
 
 def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):

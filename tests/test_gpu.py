@@ -7,6 +7,7 @@ from tiny_run import run_path
 
 from checkpoint import RunFolder, load_tree
 from compiling import CUDA_GRAPHS
+from models.generation import generate
 from models.gpt2 import GPT2Model
 from training import Trainer
 
@@ -136,3 +137,23 @@ def test_memory_that_runs_out_is_answered_by_smaller_pieces(place, monkeypatch, 
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "same batch size" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampled", [{"temperature": 0}, {"temperature": 1.2, "top_p": 0.9}])
+def test_replayed_decoding_writes_the_same_text(sampled, place):
+    model = GPT2Model.from_pretrained("model").eval().cuda()
+    mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5]).cuda()
+    tokens = torch.randint(300, (2, 9), generator=torch.Generator().manual_seed(0)).cuda()
+    plain, replayed = (
+        generate(
+            model,
+            tokens,
+            mask,
+            max_new_tokens=40,
+            cuda_graph=graph,
+            generator=torch.Generator("cuda").manual_seed(1),
+            **sampled,
+        )
+        for graph in (False, True)
+    )
+    assert [row.tolist() for row in replayed] == [row.tolist() for row in plain]

@@ -8,6 +8,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from config import GPT2Config
 from models.generation import (
     ATTEMPTS,
+    CachedDecoder,
     choose,
     draw,
     draw_from_nucleus,
@@ -16,6 +17,7 @@ from models.generation import (
     keep_top_p,
 )
 from models.gpt2 import GPT2Model
+from modules.attention import CausalSelfAttention, fused_causal_attention
 from utils import InputError
 
 VOCABULARY, POSITIONS = 41, 24
@@ -341,3 +343,48 @@ def test_padding_on_the_left_and_empty_prompts_are_refused(model, mask):
     mask = torch.tensor(mask)
     with pytest.raises(ValueError, match="padded on the right"):
         generate(model, torch.ones_like(mask), mask, max_new_tokens=2)
+
+
+# -- shapes that a recording can replay --------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [3], [23, 1]])
+def test_reading_at_a_fixed_length_gives_the_same_text_and_draws(model, lengths):
+    batch = prompts(lengths)
+    for settings in ({"temperature": 0}, {"temperature": 1.2, "top_p": 0.9}):
+        growing, fixed = (
+            lists(
+                generate(
+                    model,
+                    **batch,
+                    max_new_tokens=12,
+                    generator=torch.Generator().manual_seed(7),
+                    cuda_graph=graph,
+                    **settings,
+                )
+            )
+            for graph in (False, True)
+        )
+        assert fixed == growing
+
+
+def test_all_tokens_after_the_prompt_are_read_in_the_same_shapes(model, monkeypatch):
+    shapes = []
+
+    def attend(query, key, *rest):
+        shapes.append(key.shape[2])
+        return fused_causal_attention(query, key, *rest)
+
+    monkeypatch.setattr(CausalSelfAttention, "attend", staticmethod(attend))
+    generate(model, **prompts(), max_new_tokens=6, cuda_graph=True)
+    layers, longest = CONFIG.num_hidden_layers, max(LENGTHS)
+    assert shapes == [longest] * layers + [longest + 6] * 5 * layers
+
+
+def test_no_number_is_looked_at_while_a_token_is_read():
+    """A recording could not do that; nor can the meta device."""
+    with torch.device("meta"):
+        decoder = CachedDecoder(GPT2Model(CONFIG), 12, fixed=True)
+        decoder.read(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long))
+        logits = decoder.logits(*[torch.zeros(2, 1, dtype=torch.long)] * 2)
+    assert logits.shape == (2, VOCABULARY)
