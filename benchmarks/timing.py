@@ -3,10 +3,12 @@
 import contextlib
 import json
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -77,7 +79,14 @@ _kept: list = []  # in the process of an `Alone`: its object
 
 
 def _keep(make: Callable, arguments) -> None:
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _kept[:] = [make(*arguments)]
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that started it is gone: killed, it could not say so."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _ask(method: str, arguments):

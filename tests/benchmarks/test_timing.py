@@ -2,12 +2,17 @@
 
 import mmap
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.timing import FORGET, Alone, alone, alternate, forget_peak, peak_mb, seconds
-from utils import InputError
+from utils import ROOT, InputError
 
 CPU = torch.device("cpu")
 
@@ -75,3 +80,37 @@ def test_memory_that_was_given_back_still_counts_until_it_is_forgotten():
 
 def test_seconds_are_those_of_the_call():
     assert 0 <= seconds(lambda: None) < 1
+
+
+ORPHANS = """
+import os, pathlib, signal, sys
+sys.path.insert(0, {root!r})
+from benchmarks.timing import Alone
+
+if __name__ == "__main__":
+    [child] = Alone(dict).pool._processes
+    pathlib.Path("child").write_text(str(child))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_the_process_of_an_object_ends_with_the_one_that_started_it(tmp_path):
+    """Even if that is killed: a peer's model would stay in memory."""
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS.format(root=str(ROOT)), encoding="utf-8")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = subprocess.run([sys.executable, script], cwd=tmp_path, timeout=60, **quiet)
+    assert killed.returncode == -signal.SIGKILL
+    child = int((tmp_path / "child").read_text())
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("it is still there")
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
