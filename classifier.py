@@ -54,7 +54,7 @@ class GPT2SentimentClassifier(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         """(b, t) -> logits (b, num_labels)."""
-        return self.classify(self.gpt(input_ids, attention_mask)["last_token"])
+        return self.classify(self.gpt(input_ids, attention_mask, last_only=True)["last_token"])
 
     def classify(self, features):
         """Last-token features (b, d) -> logits (b, num_labels)."""
@@ -76,7 +76,7 @@ class FrozenFeatures(torch.utils.data.Dataset):
         with torch.no_grad():
             for batch in loader:
                 token_ids, mask = batch["token_ids"].to(device), batch["attention_mask"].to(device)
-                last_token = model.gpt(token_ids, mask)["last_token"]
+                last_token = model.gpt(token_ids, mask, last_only=True)["last_token"]
                 self.features[batch["indices"]] = last_token.float().cpu()
         self.lengths = [1] * len(tokens)
 

@@ -53,7 +53,7 @@ class ParaphraseGPT(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         """(b, t) -> logits (b, 2) of "no" and "yes" after the last real token."""
-        last_token = self.gpt(input_ids, attention_mask)["last_token"]
+        last_token = self.gpt(input_ids, attention_mask, last_only=True)["last_token"]
         return F.linear(last_token, self.gpt.word_embedding.weight[self.answer_tokens])
 
 

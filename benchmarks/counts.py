@@ -4,9 +4,10 @@
     AdamW moves 28 bytes a parameter: it reads θ, g, m, v and writes θ, m, v, 4 bytes each
 
 The second term is attention, Q Kᵀ and its product with V, 2 d FLOPs each for a key that a query
-sees. Every layer is counted at every real token: no padding, no future, no activations moved. A
-step of training is three forwards (backward is one for inputs, one for weights). Normalisation,
-GELU, softmax and embeddings are left out, as torch's own counter does.
+sees. Every layer is counted at every real token, but where only the logits at the last one are
+asked for: there the last layer's keys and values alone. Padding, the future and moved activations
+are not counted. A step of training is three forwards (backward is one for inputs, one for weights).
+Normalisation, GELU, softmax and embeddings are left out, as torch's own counter does.
 """
 
 from dataclasses import dataclass
@@ -48,11 +49,19 @@ def parameters(config) -> int:
     return embeddings + layers + 2 * d
 
 
-def forward_flops(config, lengths, causal: bool = True) -> int:
-    """FLOPs of the layers for rows of these lengths; causal False counts hidden keys too."""
+def forward_flops(config, lengths, *, causal: bool = True, last_only: bool = False) -> int:
+    """FLOPs of the layers for rows of these lengths.
+
+    causal False counts hidden keys too; last_only leaves out what the last layer would do for all
+    but the last positions, save keys and values.
+    """
+    d = config.hidden_size
     keys = sum(t * (t + 1) // 2 if causal else t * t for t in lengths)
-    attention = config.num_hidden_layers * 4 * keys * config.hidden_size
-    return 2 * matrix_weights(config) * sum(lengths) + attention
+    whole = 2 * matrix_weights(config) * sum(lengths) + config.num_hidden_layers * 4 * keys * d
+    if not last_only:
+        return whole
+    others, seen = sum(lengths) - len(lengths), keys - sum(lengths)
+    return whole - 2 * (layer_weights(config) - 2 * d * d) * others - 4 * d * seen
 
 
 def output_flops(config, positions: int, classes: int) -> int:
@@ -71,10 +80,12 @@ def phases(work: Workload) -> list[Phase]:
     every_position = work.job.task == "sonnet"
     positions = sum(lengths) if every_position else len(lengths)
     output_weights = config.hidden_size * work.classes
-    flops = forward_flops(config, lengths) + output_flops(config, positions, work.classes)
+    flops = forward_flops(config, lengths, last_only=not every_position)
+    flops += output_flops(config, positions, work.classes)
     weights = FLOAT * (matrix_weights(config) + output_weights)
     if kind == "train_head":  # a frozen network need not read a row twice
-        dev = forward_flops(config, [len(ids) for ids in work.tokens(work.dev)])
+        dev_lengths = [len(ids) for ids in work.tokens(work.dev)]
+        dev = forward_flops(config, dev_lengths, last_only=True)
         return [Phase(flops=flops + dev, bytes=weights)]
     if kind == "evaluate":
         return [Phase(flops=flops, bytes=work.steps * weights)]

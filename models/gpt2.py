@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from config import SIZES, GPT2Config
 from models.base_gpt import GPTPreTrainedModel
+from models.last_token import is_plain, read_last
 from modules.gpt2_layer import GPT2Layer
 from utils import InputError, extended_attention_mask
 
@@ -47,27 +48,36 @@ class GPT2Model(GPTPreTrainedModel):
 
         None: no padding. Padding on the right needs no mask: no real position looks that way.
         """
+        return self._run(self.gpt_layers, hidden_states, attention_mask)
+
+    def _run(self, layers, hidden_states, attention_mask):
         mask = None
         if attention_mask is not None:
             right = is_right_padded(attention_mask) if _right_padded is None else _right_padded
             if not right:
                 mask = extended_attention_mask(attention_mask, hidden_states.dtype)
-        for layer in self.gpt_layers:
+        for layer in layers:
             hidden_states = layer(hidden_states, mask)
         return hidden_states
 
-    def forward(self, input_ids, attention_mask=None):
+    def forward(self, input_ids, attention_mask=None, *, last_only=False):
         """Returns last_hidden_state (b, t, d) and last_token (b, d), that of the last real token.
 
-        At padding the hidden states are finite and mean nothing.
+        At padding the hidden states are finite and mean nothing. last_only: nobody will look at
+        them, which saves work in the last layer.
         """
-        hidden_states = self.encode(self.embed(input_ids), attention_mask)
-        hidden_states = self.final_layer_norm(hidden_states)
         if attention_mask is None:
-            last_token = hidden_states[:, -1]
+            positions = torch.full_like(input_ids[:, 0], input_ids.shape[1] - 1)
         else:
-            rows = torch.arange(len(input_ids), device=input_ids.device)
-            last_token = hidden_states[rows, last_positions(attention_mask)]
+            positions = last_positions(attention_mask)
+        hidden_states = self.embed(input_ids)
+        if last_only and is_plain(self.gpt_layers[-1]):
+            hidden_states = self._run(self.gpt_layers[:-1], hidden_states, attention_mask)
+            last_token = read_last(self.gpt_layers[-1], hidden_states, attention_mask, positions)
+            return {"last_token": self.final_layer_norm(last_token)}
+        hidden_states = self.final_layer_norm(self.encode(hidden_states, attention_mask))
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        last_token = hidden_states[rows, positions]
         return {"last_hidden_state": hidden_states, "last_token": last_token}
 
     def hidden_state_to_token(self, hidden_state):

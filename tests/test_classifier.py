@@ -308,9 +308,9 @@ def test_a_frozen_gpt2_reads_each_text_once_whatever_the_number_of_epochs(
     rows = []
     forward = GPT2Model.forward
 
-    def counting(self, input_ids, attention_mask=None):
+    def counting(self, input_ids, attention_mask=None, **how):
         rows.append(len(input_ids))
-        return forward(self, input_ids, attention_mask)
+        return forward(self, input_ids, attention_mask, **how)
 
     args = get_args([str(word) for word in [*words, "--epochs", "5"]])
     model, loaders = prepared(args)

@@ -42,6 +42,18 @@ def test_flops_are_those_of_torch_s_counter(monkeypatch):
     assert counter.get_total_flops() == 2 * forward  # a step is three forwards
 
 
+def test_flops_of_the_last_tokens_alone_are_those_of_torch_s_counter(monkeypatch):
+    monkeypatch.setattr(CausalSelfAttention, "attend", staticmethod(causal_attention))
+    model, b, t, d = GPT2Model(TINY), 3, 7, TINY.hidden_size
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(50, (b, t)), last_only=True)
+    again = b * 2 * 2 * d * d  # the last token's key and value, which are known already
+    forward = counts.forward_flops(TINY, [t] * b, causal=False, last_only=True)
+    assert counter.get_total_flops() == forward + again
+    whole, causal = (counts.forward_flops(SIZES["gpt2"], [23], last_only=o) for o in (False, True))
+    assert 0.92 < causal / whole < 0.94
+
+
 def test_parameters_are_the_model_s():
     assert counts.parameters(TINY) == sum(p.numel() for p in GPT2Model(TINY).parameters())
     assert counts.parameters(SIZES["gpt2"]) == 124_439_808  # Radford et al.'s, as it is loaded
@@ -77,7 +89,8 @@ def test_training_is_three_forwards_over_real_tokens_then_the_optimizer(settings
     both, optimizer = counts.phases(work)
     lengths = [len(ids) for ids in work.tokens(work.rows)]
     d, rows = work.config.hidden_size, 16
-    assert both.flops == 3 * (counts.forward_flops(work.config, lengths) + rows * 2 * d * 5)
+    forward = counts.forward_flops(work.config, lengths, last_only=True)
+    assert both.flops == 3 * (forward + rows * 2 * d * 5)
     assert both.bytes == 2 * 3 * 4 * (counts.matrix_weights(work.config) + 5 * d)
     assert optimizer.bytes == 2 * 28 * (counts.parameters(work.config) + 5 * d)
 
@@ -94,7 +107,7 @@ def test_a_frozen_network_reads_each_row_once_for_ten_epochs(settings):
     work = Workload(JOBS["head"], settings)
     [once] = counts.phases(work)
     lengths = [len(ids) for ids in work.tokens([*work.rows, *work.dev])]
-    extra = once.flops - counts.forward_flops(work.config, lengths)
+    extra = once.flops - counts.forward_flops(work.config, lengths, last_only=True)
     assert extra == 16 * 2 * work.config.hidden_size * 5
 
 
