@@ -7,6 +7,7 @@ starting so many small kernels takes longer than they do. Dropout draws other nu
 
 import contextlib
 import os
+import weakref
 
 import torch
 
@@ -32,9 +33,22 @@ def check_compile(args) -> None:
         raise InputError(f"{flag}: not with --accumulate or several workers: give --compile alone")
 
 
+_last = None  # a weak reference to the model that was compiled last
+
+
 def compiled(model, mode: str | None):
-    """The model, compiled for batches of any shape; mode None leaves it as it is."""
-    return torch.compile(model, dynamic=True, mode=mode) if mode else model
+    """The model, compiled for batches of any shape; mode None leaves it as it is.
+
+    PyTorch takes what it compiled for one model for the next one of its kind too, and does not see
+    that hooks differ: so what belongs to another model is forgotten.
+    """
+    global _last
+    if not mode:
+        return model
+    if _last is None or _last() is not model:
+        torch.compiler.reset()
+        _last = weakref.ref(model)
+    return torch.compile(model, dynamic=True, mode=mode)
 
 
 @contextlib.contextmanager

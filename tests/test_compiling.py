@@ -93,6 +93,27 @@ def test_a_task_s_model_is_one_graph_for_all_lengths():
     assert len(graphs) == 1
 
 
+def test_a_second_model_of_the_same_kind_has_its_own_hooks(monkeypatch):
+    """SST's and CFIMDB's are trained in one process."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        "torch.compile", lambda model, dynamic, mode: compile_(model, backend="eager")
+    )
+    batch = to_device(collate([texts(4)[i] for i in range(4)]), CPU)
+    seen = {}
+    for name in ("first", "second"):
+        model = classifier_of()
+
+        def note(*_, name=name):
+            seen[name] = seen.get(name, 0) + 1
+
+        if name != "first":
+            model.gpt.gpt_layers[0].out_dense.register_forward_hook(note)
+        for _ in range(2):
+            forward_tokens(compiled(model, "default"), batch)
+    assert set(seen) == {"second"}
+
+
 def test_evaluation_is_not_compiled(tmp_path):
     seen = []
 

@@ -140,6 +140,26 @@ def test_it_trains_only_what_it_claims(name, task, place, monkeypatch):
         assert sum(not torch.equal(before[key], found[key]) for key in shared) > len(shared) / 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_compiled_run_does_the_same(name, place, monkeypatch):
+    """Compiled in earnest, but for the last step, by which it would be made into kernels."""
+    flags = ["--epochs", "1", "--limit", "20"]
+    run(monkeypatch, "classifier", name, *flags, "--runs_dir", "plain")
+    backend = "aot_eager" if name == "gradient_checkpointing" else "eager"  # whose RNG it needs
+    real, used = torch.compile, []
+
+    def compile_(model, dynamic, mode):
+        used.append(mode)
+        return real(model, dynamic=dynamic, backend=backend)
+
+    monkeypatch.setattr("torch.compile", compile_)
+    run(monkeypatch, "classifier", name, *flags, "--compile", "--runs_dir", "fast")
+    plain, fast = stored("plain"), stored("fast")
+    assert used == ["default"] and plain.keys() == fast.keys()
+    for key in plain:
+        torch.testing.assert_close(fast[key], plain[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
 @pytest.mark.parametrize("pair", list(itertools.permutations(NAMES, 2)), ids="+".join)
 def test_two_together_train_or_say_why_not(pair, place, monkeypatch, capsys):
     words = ["--data_dir", "data", "--model_size", "model", "--epochs", "1", "--limit", "16"]
