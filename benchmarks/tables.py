@@ -31,6 +31,7 @@ OF_README = {
     "core": ("core", core.table),
     "core_memory": ("core", report.memory_table),
     "core-bf16": ("core-bf16", core.table),
+    "core-compiled": ("core-compiled", core.table),
     "scaling": ("scaling", scaling.table),
     "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
     "pretrain": ("pretrain", pretrain.table),
