@@ -6,11 +6,11 @@ starting so many small kernels takes longer than they do. Dropout draws other nu
 """
 
 import contextlib
-import os
 import weakref
 
 import torch
 
+from parallel import worker_count
 from utils import InputError
 
 CUDA_GRAPHS = "reduce-overhead"
@@ -29,8 +29,13 @@ def check_compile(args) -> None:
     flag = f"--compile {CUDA_GRAPHS}"
     if not args.use_gpu:
         raise InputError(f"{flag}: CPUs have no CUDA graphs: add --use_gpu, or give --compile")
-    if args.accumulate > 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if args.accumulate > 1 or worker_count() > 1:
         raise InputError(f"{flag}: not with --accumulate or several workers: give --compile alone")
+
+
+def padding_multiple(mode: str | None) -> int:
+    """What the positions of training batches are rounded up to, see `batches.collate`."""
+    return MULTIPLE if mode == CUDA_GRAPHS else 1
 
 
 _last = None  # a weak reference to the model that was compiled last

@@ -11,12 +11,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
 from batches import TokenDataset, make_loader
-from compiling import CUDA_GRAPHS, MODES, MULTIPLE, check_compile
+from compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
 from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
 from utils import ROOT, InputError
 
-JUDGED = 64  # rows at once
+JUDGED = 64  # dev or test rows that a GPU reads at once
 
 
 def add_fit_arguments(parser) -> None:
@@ -123,10 +123,14 @@ def split_loader(
         if worker.device.type == "cuda":
             batch_size = max(batch_size, judged)
         return make_loader(dataset, batch_size, seed=args.seed)
-    multiple = MULTIPLE if args.compile == CUDA_GRAPHS else 1
-    share = {"rank": worker.rank, "workers": worker.count}
     return make_loader(
-        dataset, batch_size, seed=args.seed, shuffle=True, multiple=multiple, **share
+        dataset,
+        batch_size,
+        seed=args.seed,
+        shuffle=True,
+        rank=worker.rank,
+        workers=worker.count,
+        multiple=padding_multiple(args.compile),
     )
 
 

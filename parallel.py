@@ -30,9 +30,14 @@ class Worker:
         return self.rank == 0
 
 
+def worker_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def start_worker(use_gpu: bool) -> Worker:
     """Join the group that torchrun describes in the environment, or be alone; pick the device."""
-    count, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    count, local = worker_count(), int(os.environ.get("LOCAL_RANK", 0))
     if use_gpu and torch.cuda.device_count() <= local:
         raise InputError(
             f"--use_gpu: {torch.cuda.device_count()} CUDA GPUs are visible, this process needs "

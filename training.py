@@ -229,20 +229,20 @@ class Trainer:
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
         figures = []
         for i, piece in enumerate(pieces):
-            share = count_targets(piece) / targets
-            piece = to_device(piece, self.worker.device)
+            there = to_device(piece, self.worker.device)
             more = self.worker.count > 1 and i + 1 < len(pieces)
             synchronised = self.parallel_model.no_sync() if more else contextlib.nullcontext()
             with synchronised:
                 with self._autocast():
-                    logits = self.forward(self.parallel_model, piece)
-                    loss = self.loss_fn(logits, piece)
+                    logits = self.forward(self.parallel_model, there)
+                    loss = self.loss_fn(logits, there)
                     objective = loss / targets
                     for extension in self.extensions:
-                        objective = objective + share * extension.penalty(self.model, piece, logits)
+                        share = count_targets(piece) / targets
+                        objective = objective + share * extension.penalty(self.model, there, logits)
                 # DistributedDataParallel averages over workers; the sum is wanted
                 (objective * self.worker.count).backward()
-            figures.append(torch.stack([loss.detach().double(), count_correct(logits, piece)]))
+            figures.append(torch.stack([loss.detach().double(), count_correct(logits, there)]))
         return torch.stack(figures).sum(dim=0)
 
     def _look_at_losses(self) -> None:

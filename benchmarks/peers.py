@@ -16,7 +16,7 @@ from benchmarks import starter
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
 from checkpoint import RunFolder
 from classifier import NUM_LABELS
-from compiling import CUDA_GRAPHS, MULTIPLE
+from compiling import CUDA_GRAPHS, padding_multiple
 from evaluation import predict
 from flags import fit_options
 from models.base_gpt import read_weights
@@ -148,9 +148,13 @@ class Ours(Peer):
         if self.job.task == "sonnet":
             labels = [next_token_labels(ids) for ids in tokens]
         dataset = TokenDataset(tokens, [row.sent_id for row in rows], labels)
-        how = {"seed": self.settings.seed, "shuffle": shuffle}
-        how["multiple"] = MULTIPLE if self.flags.compile == CUDA_GRAPHS else 1
-        return make_loader(dataset, self.job.batch_size, **how)
+        return make_loader(
+            dataset,
+            self.job.batch_size,
+            seed=self.settings.seed,
+            shuffle=shuffle,
+            multiple=padding_multiple(self.flags.compile),
+        )
 
     def forward(self, model, batch):
         return forward_tokens(model, batch)

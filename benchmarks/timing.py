@@ -60,7 +60,7 @@ class Alone:
     """An object in a process of its own, which waits between its turns: its memory is its own."""
 
     def __init__(self, make: Callable, *arguments):
-        self.pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self.pool = _process()
         try:
             self.pool.submit(_keep, make, arguments).result()
         except BaseException:
@@ -79,14 +79,22 @@ _kept: list = []  # in the process of an `Alone`: its object
 
 
 def _keep(make: Callable, arguments) -> None:
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _kept[:] = [make(*arguments)]
 
 
-def _leave_with_parent() -> None:
-    """End this process when the one that started it is gone: killed, it could not say so."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+def _process() -> ProcessPoolExecutor:
+    """One fresh process, which ends with this one, even if this one is killed."""
+    return ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=_watch_parent
+    )
+
+
+def _watch_parent() -> None:
+    def leave_with_it() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_it, daemon=True).start()
 
 
 def _ask(method: str, arguments):
@@ -95,7 +103,7 @@ def _ask(method: str, arguments):
 
 def alone(work: Callable, *arguments):
     """The result of one call in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with _process() as pool:
         return pool.submit(work, *arguments).result()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from models.cuda_graph import recorded
 from models.gpt2 import is_right_padded
+from models.last_token import states_at
 from utils import InputError
 
 ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
@@ -150,8 +151,7 @@ def _cached_steps(decoder: CachedDecoder) -> Callable:
             t = int(lengths.max())
             positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
             hidden_states = decoder.read(tokens[:, :t], positions)
-            last = hidden_states[torch.arange(len(tokens)), lengths - 1]
-            return decoder.model.hidden_state_to_token(last)
+            return decoder.model.hidden_state_to_token(states_at(hidden_states, lengths - 1))
         last = (lengths - 1)[:, None]
         inputs = tokens.gather(1, last), last
         if read_next is None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from config import SIZES, GPT2Config
 from models.base_gpt import GPTPreTrainedModel
-from models.last_token import is_plain, read_last
+from models.last_token import is_plain, read_last, states_at
 from modules.gpt2_layer import GPT2Layer
 from utils import InputError, extended_attention_mask
 
@@ -76,8 +76,7 @@ class GPT2Model(GPTPreTrainedModel):
             last_token = read_last(self.gpt_layers[-1], hidden_states, attention_mask, positions)
             return {"last_token": self.final_layer_norm(last_token)}
         hidden_states = self.final_layer_norm(self.encode(hidden_states, attention_mask))
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        last_token = hidden_states[rows, positions]
+        last_token = states_at(hidden_states, positions)
         return {"last_hidden_state": hidden_states, "last_token": last_token}
 
     def hidden_state_to_token(self, hidden_state):

@@ -21,10 +21,14 @@ class KnownKeys:
         return self.key, self.value
 
 
+def states_at(hidden_states, positions):
+    """The hidden state at one position a row: (b, t, d), (b,) -> (b, d)."""
+    return hidden_states[torch.arange(len(positions), device=positions.device), positions]
+
+
 def read_last(layer, hidden_states, attention_mask, positions):
     """What the layer gives at one position a row: (b, t, d), (b, t) or None, (b,) -> (b, d)."""
-    rows = torch.arange(len(hidden_states), device=hidden_states.device)
-    last = hidden_states[rows, positions][:, None]  # (b, 1, d)
+    last = states_at(hidden_states, positions)[:, None]  # (b, 1, d)
     known = KnownKeys(layer.self_attention, layer.attention_layer_norm(hidden_states))
     mask = None
     if attention_mask is not None:
@@ -34,9 +38,8 @@ def read_last(layer, hidden_states, attention_mask, positions):
 
 def is_plain(layer) -> bool:
     """Whether nobody else looks at the layer: no hook, no function in the place of its own."""
-    replaced = "forward" in vars(layer) or "attend" in vars(layer.self_attention)
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return not replaced and not any(
+    return "attend" not in vars(layer.self_attention) and not any(
         "forward" in vars(module) or any(getattr(module, name) for name in hooks)
         for module in layer.modules()
     )
