@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from tiny_run import TINY
 
 from batches import (
     LengthBuckets,
@@ -17,19 +18,9 @@ from batches import (
     to_device,
     tokenise,
 )
-from config import GPT2Config
 from models import gpt2
 from models.gpt2 import IGNORED_LABEL, GPT2Model, is_right_padded
 from utils import InputError
-
-TINY = GPT2Config(
-    vocab_size=30,
-    hidden_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    max_position_embeddings=8,
-)
 
 
 def dataset_of(lengths, labels=None) -> TokenDataset:

@@ -2,41 +2,22 @@
 
 import os
 import stat
-from types import SimpleNamespace
 
 import pytest
 import torch
 from course_files import call_main, work_in, write, write_course, write_model
-from tiny_run import Averager, folder, run, run_path, same_bits, weights
+from tiny_run import Averager, run, run_path, same_bits, tiny_classifier, trainer, weights
 
 import classifier
 from batches import TokenDataset, collate, forward_tokens, make_loader, to_device
 from checkpoint import load_tree
 from compiling import CUDA_GRAPHS, compiled, compiler_errors
-from config import GPT2Config
 from models.gpt2 import known_padding
 from parallel import Worker
-from training import FitOptions, Trainer
+from training import Trainer
 from utils import InputError
 
 CPU = torch.device("cpu")
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}
-
-
-def classifier_of(dropout: float = 0.0):
-    torch.manual_seed(0)
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    settings = SimpleNamespace(pretrained=False, gpt_config=vars(GPT2Config(**SHAPE, **rates)))
-    settings.num_labels, settings.hidden_dropout_prob = 5, dropout
-    settings.fine_tune_mode = "full-model"
-    return classifier.GPT2SentimentClassifier(settings)
 
 
 def texts(rows: int) -> TokenDataset:
@@ -46,20 +27,9 @@ def texts(rows: int) -> TokenDataset:
 
 
 def trained(tmp_path, compile) -> tuple[dict, Trainer]:
-    model = classifier_of()
-    options = FitOptions(epochs=1, lr=1e-3, metric="none", compile=compile)
+    model, loader = tiny_classifier(), make_loader(texts(26), 4)
     torch.manual_seed(1)
-    run = Trainer(
-        model,
-        make_loader(texts(26), 4),
-        classifier.loss_fn,
-        options,
-        folder(tmp_path),
-        Worker(CPU),
-        extensions=[],
-        forward=forward_tokens,
-        log=print,
-    )
+    run = trainer(model, loader, classifier.loss_fn, tmp_path, lr=1e-3, compile=compile)
     run.train_epoch()
     return weights(model), run
 
@@ -82,7 +52,7 @@ def test_a_task_s_model_is_one_graph_for_all_lengths():
         graphs.append(graph)
         return graph
 
-    model = classifier_of(0.1)
+    model = tiny_classifier(0.1)
     fast = torch.compile(model, dynamic=True, fullgraph=True, backend=backend)
     with pytest.raises(torch._dynamo.exc.UserError), known_padding(None):
         fast(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long))
@@ -102,7 +72,7 @@ def test_a_second_model_of_the_same_kind_has_its_own_hooks(monkeypatch):
     batch = to_device(collate([texts(4)[i] for i in range(4)]), CPU)
     seen = {}
     for name in ("first", "second"):
-        model = classifier_of()
+        model = tiny_classifier()
 
         def note(*_, name=name):
             seen[name] = seen.get(name, 0) + 1

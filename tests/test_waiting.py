@@ -8,35 +8,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from course_files import WORKER
-from tiny_run import folder
+from tiny_run import TINY, tiny_classifier, trainer
 
 import classifier
 import paraphrase_detection
 import pretrain
-from batches import TokenDataset, forward_tokens, make_loader, next_token_labels
-from config import GPT2Config
+from batches import TokenDataset, make_loader, next_token_labels
 from evaluation import cross_entropy, predict
 from parallel import Worker
-from training import FitOptions, Trainer
+from training import Trainer
 
 META = Worker(torch.device("meta"))
-SHAPE = {
-    "vocab_size": 40,
-    "hidden_size": 8,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 16,
-}
 ROWS = 12
 
 
 def model_of(task):
-    settings = SimpleNamespace(pretrained=False, gpt_config=vars(GPT2Config(**SHAPE)))
     if task is classifier:
-        settings.num_labels, settings.hidden_dropout_prob = 5, 0.3
-        settings.fine_tune_mode = "full-model"
-        return classifier.GPT2SentimentClassifier(settings)
+        return tiny_classifier(dropout=0.3)
+    settings = SimpleNamespace(pretrained=False, gpt_config=vars(TINY))
     if task is paraphrase_detection:
         settings.answer_tokens = [7, 11]
         return paraphrase_detection.ParaphraseGPT(settings)
@@ -49,18 +38,9 @@ def loader_of(task):
     return make_loader(TokenDataset(texts, [f"row{i}" for i in range(ROWS)], labels), 2)
 
 
-def trainer(task, tmp_path, **options) -> Trainer:
-    return Trainer(
-        model_of(task).to("meta"),
-        loader_of(task),
-        task.loss_fn,
-        FitOptions(**{"epochs": 1, "lr": 0.1, "metric": "none"} | options),
-        folder(tmp_path),
-        META,
-        extensions=[],
-        forward=forward_tokens,
-        log=print,
-    )
+def run_of(task, tmp_path, **options) -> Trainer:
+    model = model_of(task).to("meta")
+    return trainer(model, loader_of(task), task.loss_fn, tmp_path, META, **options)
 
 
 @pytest.mark.parametrize("task", [classifier, paraphrase_detection, pretrain])
@@ -71,7 +51,7 @@ def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
     looks = []
     monkeypatch.setattr("training.STEPS_UNREAD", {"meta": 4})
     monkeypatch.setattr(Trainer, "_look_at_losses", lambda run: looks.append(len(run.unread)))
-    run = trainer(task, tmp_path, clip=1.0, accumulate=accumulate)
+    run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate)
     run.train_epoch()
     steps = ROWS // 2 // accumulate
     assert run.progress.step == steps == len(run.unread)
@@ -82,7 +62,7 @@ def test_a_step_that_looks_is_found(tmp_path, monkeypatch):
     """The stand-in sees what it is there for."""
     monkeypatch.setattr("training.count_correct", lambda logits, batch: float(logits.sum()))
     with pytest.raises(RuntimeError, match="meta"):
-        trainer(classifier, tmp_path).train_epoch()
+        run_of(classifier, tmp_path).train_epoch()
 
 
 @pytest.mark.parametrize("figure", ["classes", "loss"])

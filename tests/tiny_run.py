@@ -1,17 +1,28 @@
 """A run of `fit` small enough to be checked by hand: a linear layer on mean embeddings."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from course_files import WORKER
 from torch import nn
 from torch.nn import functional as F
 
-from batches import TokenDataset, make_loader
+import classifier
+from batches import TokenDataset, forward_tokens, make_loader
 from checkpoint import RunFolder
-from training import FitOptions, fit
+from config import GPT2Config
+from training import FitOptions, Trainer, fit
 
 TOKENS, LABELS = 20, 3
+TINY = GPT2Config(
+    vocab_size=40,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=64,
+)
 
 
 class Averager(nn.Module):
@@ -68,6 +79,31 @@ def run(
         extensions=extensions,
         log=log,
     )
+
+
+def trainer(model, loader, loss_fn, root, worker=WORKER, **options) -> Trainer:
+    """What `fit` begins with, for a look at single epochs."""
+    return Trainer(
+        model,
+        loader,
+        loss_fn,
+        FitOptions(**{"epochs": 1, "lr": 0.1, "metric": "none"} | options),
+        folder(root),
+        worker,
+        extensions=[],
+        forward=forward_tokens,
+        log=print,
+    )
+
+
+def tiny_classifier(dropout: float = 0.0) -> classifier.GPT2SentimentClassifier:
+    """Of five classes, on a GPT-2 of random weights."""
+    torch.manual_seed(0)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    settings = SimpleNamespace(pretrained=False, gpt_config=vars(TINY) | rates)
+    settings.num_labels, settings.hidden_dropout_prob = 5, dropout
+    settings.fine_tune_mode = "full-model"
+    return classifier.GPT2SentimentClassifier(settings)
 
 
 def folder(root, settings=None) -> RunFolder:
