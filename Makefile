@@ -3,18 +3,22 @@
 # (setup.sh). Any other one: make test PYTHON=/path/to/python
 PYTHON = $(or $(shell bash setup.sh --python),$(error the environment could not be set up: see above))
 ARGS ?=
+PARALLEL = --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint data clean
+.PHONY: help demo test test-all lint data clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
 demo:  ## the bundled gpt2-mini learns sentiment in minutes, without network
 	"$(PYTHON)" demo.py $(ARGS)
 
-test:  ## the test suite; pass options on with ARGS="-k adamw"
-	"$(PYTHON)" -m pytest $(ARGS)
+test:  ## the test suite, on all cores; pass options on with ARGS="-k adamw"
+	"$(PYTHON)" -m pytest $(PARALLEL) $(ARGS)
+
+test-all:  ## the tests that are marked slow, too: every combination, every moment of a kill
+	"$(PYTHON)" -m pytest $(PARALLEL) -m "" $(ARGS)
 
 lint:  ## ruff: rules and format
 	"$(PYTHON)" -m ruff check .

@@ -84,6 +84,7 @@ def test_a_second_model_of_the_same_kind_has_its_own_hooks(monkeypatch):
     assert set(seen) == {"second"}
 
 
+@pytest.mark.slow
 def test_evaluation_is_not_compiled(tmp_path):
     seen = []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from course_files import WORKER, call_main, work_in, write, write_course, write_model
+from slow import slow_unless
 from tiny_run import run_path
 
 from batches import LengthBuckets, make_loader
@@ -53,7 +54,7 @@ def figures(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_unless("sst".__eq__, RUNS))
 def test_two_processes_at_half_the_batch_follow_the_single_one(name, place, monkeypatch):
     program, *words = flags_of(name, 8)
     call_main(monkeypatch, program, *words, "--runs_dir", "single")
@@ -96,6 +97,7 @@ classifier.main()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_that_were_killed_resume_to_the_same_bits(place):
     program, *words = flags_of("sst", 4)
     words[words.index("--hidden_dropout_prob") + 1] = "0.3"  # each has a random state of its own
