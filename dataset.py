@@ -6,6 +6,7 @@ Whatever is wrong with a file is said with its line, what was found and what was
 import csv
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from utils import InputError
 
 NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
 END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
+SONNET_HEADER = "--Generated Sonnets--"  # the first line of a file of generated sonnets
+LINE_END = re.compile(r"\r*\n|\r")  # of Unix, Windows and old Macs
+SPACE = r"\s\u200b-\u200f\u2060\ufeff"  # also what is of no width
+MARK = rf"[{SPACE}#*()\[\].:–—-]*"
+ROMAN = r"(?=[CLXVI])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"  # 1 to 399
+NUMBER_ALONE = re.compile(rf"[{SPACE}]*(\d+)[{SPACE}]*")
+HEADING = re.compile(rf"{MARK}(?:SONNET{MARK})?(?:(\d{{1,9}})|({ROMAN})){MARK}")
 
 
 def data_file(task: str, split: str) -> str:
@@ -87,23 +95,90 @@ def spaced(text: str) -> str:
 
 
 def read_sonnets(path) -> list[Record]:
-    """Sonnets of a file: what follows a line that holds only a number, to the next such line."""
-    parts = re.split(r"^[ \t]*(\d+)[ \t]*$", read_text(path), flags=re.MULTILINE)
-    records = [
-        Record(sent_id=number, text="\n".join(line.rstrip() for line in text.strip().splitlines()))
-        for number, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    """Read the sonnets of a file, each after its heading; what precedes the first is skipped.
+
+    A line that holds only a number in digits is a heading, as for the course's reader. A heading
+    may also read "2.", "II", "Sonnet 2" or "SONNET II.", but so may a verse. Such a line is a
+    heading if it follows a blank line and counts on from the last heading by one, and a verse if
+    it does neither. If it does only one of them, the file is refused, and the line is named. A
+    file's first heading need not count on from anything.
+    """
+    seen, records = set(), []
+    for number, place, lines in _headed(path):
+        _new_id(number, seen, f"{path}, line {place}")
+        records.append(Record(number, "\n".join(lines).strip()))
+        if not records[-1].text:
+            raise InputError(
+                f"{path}, line {place}: sonnet {number} has no text: complete the file"
+            )
     if not records:
         raise InputError(
             f"{path}: no sonnet found: expected lines that hold only a number, each followed by "
             f"its sonnet"
         )
-    seen = set()
-    for record in records:
-        _new_id(record.sent_id, seen, str(path))
-        if not record.text:
-            raise InputError(f"{path}: sonnet {record.sent_id} has no text: complete the file")
     return records
+
+
+def _headed(path) -> list[tuple[str, int, list[str]]]:
+    """Of each sonnet its number, the line of its heading, and the lines that follow."""
+    found = []
+    for place, line in _numbered_lines(read_text(path)):
+        last, _, lines = found[-1] if found else (None, 0, [])
+        number, signs = _heading(line, last, lines)
+        if signs == 1:
+            raise InputError(
+                f"{path}, line {place}: found {line.strip()!r} in sonnet {last}, which may be a "
+                f"heading or a verse: write a heading in digits alone, or end a verse with a comma"
+            )
+        if signs == 2:
+            found.append((number, place, []))
+        elif line or lines:
+            lines.append(line)
+    return found
+
+
+def verses_only(sonnet: Record) -> str:
+    """A sonnet's text as `read_sonnets` gives it back, whoever wrote its lines.
+
+    A line that might be taken for a heading gets a comma.
+    """
+    lines = []
+    for _, line in _numbered_lines(sonnet.text.strip()):
+        _, signs = _heading(line, sonnet.sent_id, lines)
+        lines.append(f"{line}," if signs else line)
+    return "\n".join(lines)
+
+
+def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(an editor's line number, line without spaces at its end).
+
+    What cuts a line for Python alone, as a form feed does, is no line end for editors.
+    """
+    for place, line in enumerate(LINE_END.split(text), start=1):
+        for part in line.splitlines() or [""]:
+            yield place, part.rstrip()
+
+
+def _heading(line: str, last: str | None, before: list[str]) -> tuple[str | None, int]:
+    """The number in a line that looks like a heading, and how many of the two signs it has.
+
+    last: the number of the heading before, None if there is none; before: the lines since then.
+    """
+    alone, found = NUMBER_ALONE.fullmatch(line), HEADING.fullmatch(line.upper())
+    if alone:
+        return alone[1], 2
+    if not found:
+        return None, 0
+    number = int(found[1]) if found[1] else _roman(found[2])
+    after_blank = bool(before) and not before[-1]
+    return str(number), 2 if last is None else after_blank + (str(number - 1) == last)
+
+
+def _roman(numeral: str) -> int:
+    """A letter before a larger one counts negative."""
+    values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}[letter] for letter in numeral]
+    following = [*values[1:], 0]
+    return sum(-v if v < after else v for v, after in zip(values, following, strict=True))
 
 
 def read_text(path) -> str:

@@ -6,21 +6,19 @@
 
 import argparse
 import random
-import re
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from batches import count_targets, forward_tokens, to_device
-from dataset import Record, read_sonnets
+from dataset import SONNET_HEADER, Record, read_sonnets, verses_only
 from utils import InputError, atomic_write, command
 
 ANSWER_TOKENS = {
     0: 3919,
     1: 8505,
 }  # "no" and "yes" in GPT-2's vocabulary, as the course writes them
-SONNET_HEADER = "--Generated Sonnets--"
 PROMPT_LINES = 3
 
 
@@ -102,13 +100,12 @@ def write_predictions(path, column: str, sent_ids: list[str], values: list[int])
 def write_sonnets(path, sonnets: list[Record]) -> None:
     """A file of generated sonnets: a header, then for each its index and its text.
 
-    A line that is only a number would begin another sonnet: it gets a full stop.
+    No line of a text begins another sonnet, for this project's reader and for the course's.
     """
     with atomic_write(path) as file:
         file.write(f"{SONNET_HEADER}\n\n")
         for sonnet in sonnets:
-            text = re.sub(r"^([ \t]*\d+)[ \t]*$", r"\1.", sonnet.text, flags=re.MULTILINE)
-            file.write(f"\n{sonnet.sent_id}\n{text}\n\n")
+            file.write(f"\n{sonnet.sent_id}\n{verses_only(sonnet)}\n\n")
 
 
 def test_sonnet(

@@ -13,7 +13,15 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset import NUM_LABELS, Record, data_file, read_sonnets, read_table
+from dataset import (
+    LINE_END,
+    NUM_LABELS,
+    SONNET_HEADER,
+    Record,
+    data_file,
+    read_sonnets,
+    read_table,
+)
 from utils import ROOT, InputError, atomic_write, command
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
@@ -32,7 +40,6 @@ FURTHER_CODE = (
     *("extensions/*.py", "extensions/README.md"),
 )
 LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}
-SONNET_HEADER = "--Generated Sonnets--"
 SHOWN = 10  # lines told of one file: a thousand alike say no more
 GET_DATA = "python data/download.py"
 
@@ -92,8 +99,11 @@ class Sonnets:
         return read_sonnets(folder / self.data)
 
     def problems(self, text: str, ids: list[Record] | None) -> list[str]:
-        """All that is wrong with the file's text; ids None: the prompts cannot be read."""
-        first, *lines = text.split("\n")
+        """All that is wrong with the file's text; ids None: the prompts cannot be read.
+
+        A line that holds only a number is a sonnet's index, and no other line, as for the course.
+        """
+        first, *lines = LINE_END.split(text)
         found, sonnets = [], []
         if first.rstrip() != SONNET_HEADER:
             found.append(f"line 1: found {first.rstrip()!r}, expected {SONNET_HEADER!r}")

@@ -203,6 +203,88 @@ def test_sonnets_are_the_same_with_a_byte_order_mark_and_crlf(tmp_path):
     assert plain == other and len(plain) == 3
 
 
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ("1.", "2."),
+        ("I", "II"),
+        ("i.", "ii."),
+        ("Sonnet 1", "Sonnet 2"),
+        ("SONNET I.", "SONNET II."),
+        ("Sonnet\xa0CXXXI:", "Sonnet\xa0CXXXII:"),
+        ("## Sonnet 1", "## Sonnet 2"),
+        ("(1)", "(2)"),
+        ("1", "Sonnet II"),
+        ("1\xa0", "\u20092"),
+        ("\u200b1", "2\ufeff"),
+        ("\x0c1", "\x0c2"),
+        ("XXXIX", "XXXX"),
+    ],
+)
+def test_headings_are_recognised_however_their_number_is_written(tmp_path, first, second):
+    path = write(tmp_path / "s.txt", f"Sonnets\n\n{first}\n\nI say\n\n{second}\n\nI do\n")
+    records = read_sonnets(path)
+    assert [record.text for record in records] == ["I say", "I do"]
+    numbers = [int(record.sent_id) for record in records]
+    assert numbers[1] == numbers[0] + 1 and numbers[0] in (1, 39, 131)
+
+
+@pytest.mark.parametrize("newline", ["\r", "\r\r\n"])
+def test_sonnets_with_odd_line_ends_are_those_of_the_plain_file(tmp_path, newline):
+    text = sonnets_text([1, 2, 3])
+    plain = read_sonnets(write(tmp_path / "a.txt", text))
+    assert read_sonnets(write(tmp_path / "b.txt", text.replace("\n", newline))) == plain
+
+
+@pytest.mark.parametrize("verse", ["I", "Sonnet 2", "X", "II", "1609.", "1,", "I,", "Ill", "Mix"])
+def test_a_verse_that_looks_like_a_heading_stays_a_verse(tmp_path, verse):
+    for heading in ("7", "Sonnet VII"):
+        path = write(tmp_path / "s.txt", f"{heading}\n\n{verse}\n{verse}\nlove\n{verse}\n\n8\n\nI")
+        poem = f"{verse}\n{verse}\nlove\n{verse}"
+        assert read_sonnets(path) == [Record("7", poem), Record("8", "I")]
+
+
+@pytest.mark.parametrize(
+    "text, line, found",
+    [
+        ("1\n\nlove\n2.\nhate\n", 4, "'2.'"),
+        ("I\nlove\nII\nhate\n", 3, "'II'"),
+        ("7\n\nlove\n\nI\nhate\n", 5, "'I'"),
+        ("Sonnet 7\n\nlove\n\nSonnet 9\n\nhate\n", 5, "'Sonnet 9'"),
+        ("1\r\rlove\rSonnet 2\r\rhate\r", 4, "'Sonnet 2'"),
+        ("\x0c1\n\x0c\nlove\x0c\nII\nhate\n", 4, "'II'"),
+    ],
+)
+def test_a_line_that_may_be_a_heading_or_a_verse_is_named(tmp_path, text, line, found):
+    path = write(tmp_path / "s.txt", text)
+    with pytest.raises(InputError, match=rf"s\.txt, line {line}: found {found} in sonnet \w, "):
+        read_sonnets(path)
+
+
+def test_no_mixture_of_headings_merges_sonnets(tmp_path):
+    """As many sonnets as the file has, or an error with a line of it."""
+    draw = random.Random(2)
+    roman = ["I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"]
+    forms = ("{n}", "{n}.", "{r}", "{r}.", "Sonnet {n}", "SONNET {r}.", "{n}\xa0", "\u200b{n}")
+    taken = refused = 0
+    for _ in range(300):
+        text, count = "Sonnets\n", draw.randint(2, 9)
+        for n, r in enumerate(roman[:count], start=1):
+            heading = draw.choice(forms).format(n=n, r=r)
+            blanks = draw.choice(["\n\n", "\n\n", "\n\n\n", "\n"])
+            text += f"{blanks}{heading}{draw.choice(['', chr(10)])}\nlove {n}\nis blind"
+        path = write(tmp_path / "s.txt", text.replace("\n", draw.choice(["\n", "\r\n", "\r"])))
+        try:
+            assert [r.text for r in read_sonnets(path)] == [
+                f"love {n + 1}\nis blind" for n in range(count)
+            ]
+            taken += 1
+        except InputError as error:
+            assert "s.txt, line " in str(error)
+            refused += 1
+    assert taken > 50 and refused > 50
+
+
 # -- many files --------------------------------------------------------------------------------
 
 

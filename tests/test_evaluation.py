@@ -1,6 +1,8 @@
 """Figures equal those of sklearn, sacrebleu and HuggingFace; files come out byte for byte."""
 
 import math
+import random
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -25,6 +27,7 @@ from evaluation import (
     predict,
     report_table,
     sonnet_report,
+    verses,
     write_predictions,
     write_sonnets,
 )
@@ -149,6 +152,52 @@ def test_a_generated_line_that_is_only_a_number_does_not_become_a_sonnet(tmp_pat
     """Else the file has more sonnets than prompts, and the whole of it cannot be scored."""
     write_sonnets(tmp_path / "g.txt", [poem(1, text), poem(2, "so long")])
     assert [record.sent_id for record in read_sonnets(tmp_path / "g.txt")] == ["1", "2"]
+
+
+def course_reader(path) -> list[str]:
+    """How the course reads generated sonnets: the oracle."""
+    text = path.read_text(encoding="utf-8")
+    return [part.strip() for part in re.split(r"\n\s*\d+\s*\n", text)[1:]]
+
+
+ODD = [
+    "12",
+    "\xa07",
+    "7\u2009",
+    "\x0b3",
+    "٣",
+    "２",
+    "²",
+    "\u200b9",
+    "9.",
+    "I",
+    "II",
+    "Sonnet 2",
+    "iv)",
+]
+ODD += ["", "  ", "\t5\t", "\r6\r", "8\x0c", "\u20284", "\x1f1", "- 2 -", "1,", "I love", "\ufeff"]
+
+
+def test_both_readers_read_the_same_sonnets_back_whatever_their_lines(tmp_path):
+    draw, path = random.Random(0), tmp_path / "g.txt"
+    for _ in range(500):
+        lines = [draw.choices([*ODD, "a rose", " is red "], k=draw.randint(1, 8)) for _ in range(4)]
+        sonnets = [poem(n, *ls, draw.choice(["end", "12"])) for n, ls in enumerate(lines, 1)]
+        write_sonnets(path, sonnets)
+        found = read_sonnets(path)
+        assert [record.sent_id for record in found] == ["1", "2", "3", "4"]
+        assert [record.text for record in found] == course_reader(path)
+        for sonnet, record in zip(sonnets, found, strict=True):
+            written = [line.rstrip() for line in verses(sonnet.text.strip())]
+            for line, read in zip(written, verses(record.text), strict=True):
+                odd = re.search(r"\d|^\W*I+\W*$|^iv", line)
+                assert read == line or (odd and read == f"{line},")
+
+
+def test_verses_that_no_reader_takes_for_a_heading_are_written_as_they_are(tmp_path):
+    sonnets = [poem(155, "a rose", "I", "Sonnet 2", "is red"), poem(156, "II", "so long")]
+    write_sonnets(tmp_path / "g.txt", sonnets)
+    assert read_sonnets(tmp_path / "g.txt") == sonnets
 
 
 # -- chrF --------------------------------------------------------------------------------------

@@ -269,14 +269,24 @@ def test_trailing_blanks_windows_line_ends_and_upper_case_ids_are_tolerated(root
     assert code == 0, output
 
 
+def test_sonnets_with_line_ends_of_old_macs_are_read(root, submit):
+    text = (root / POEMS).read_bytes()
+    (root / POEMS).write_bytes(text.replace(b"\n", b"\r"))
+    assert submit()[0] == 0
+
+
 def test_what_the_programs_write_is_what_is_expected_here():
     wanted = prepare_submit.required_predictions()
     assert set(wanted[PARA].values) == {str(value) for value in evaluation.ANSWER_TOKENS.values()}
-    assert prepare_submit.SONNET_HEADER == evaluation.SONNET_HEADER
     assert prepare_submit.NUM_LABELS == classifier.NUM_LABELS
     assert {later: name for name, later in prepare_submit.LATER_NAMES.items()} == (
         classifier.OUTPUT_NAMES
     )
+
+
+def test_the_header_of_generated_sonnets_stands_in_one_module():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+    assert [name for name in texts if prepare_submit.SONNET_HEADER in texts[name]] == ["dataset.py"]
 
 
 def test_the_zip_holds_every_module_of_ours_that_its_code_imports():
