@@ -100,8 +100,8 @@ def read_sonnets(path) -> list[Record]:
     A line that holds only a number in digits is a heading, as for the course's reader. A heading
     may also read "2.", "II", "Sonnet 2" or "SONNET II.", but so may a verse. Such a line is a
     heading if it follows a blank line and counts on from the last heading by one, and a verse if
-    it does neither. If it does only one of them, the file is refused, and the line is named. A
-    file's first heading need not count on from anything.
+    it does neither. If it does only one of them, the file is refused, and the line is named.
+    Where no heading came before, it always is one.
     """
     seen, records = set(), []
     for number, place, lines in _headed(path):

@@ -1,11 +1,14 @@
 """What a model predicts and how good that is: accuracy, F1, perplexity, chrF, the form of sonnets.
 
     python evaluation.py --sonnets predictions/generated_sonnets_dev.txt \
-                         --gold data/TRUE_sonnets_held_out_dev.txt
+                         --gold data/TRUE_sonnets_held_out_dev.txt \
+                         --prompts data/sonnets_held_out_dev.txt
 """
 
 import argparse
 import random
+import re
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +115,9 @@ def test_sonnet(
     test_path="predictions/generated_sonnets.txt", gold_path="data/TRUE_sonnets_held_out.txt"
 ) -> float:
     """chrF, 0 to 100, of whole sonnets, the given lines included: the course's way of scoring."""
-    return chrf(paired(read_sonnets(test_path), read_sonnets(gold_path), test_path, gold_path))
+    generated = read_sonnets(test_path)
+    gold = partners(generated, read_sonnets(gold_path), test_path, gold_path)
+    return chrf(list(zip(generated, gold, strict=True)))
 
 
 def chrf(pairs: list[tuple[Record, Record]]) -> float:
@@ -123,14 +128,50 @@ def chrf(pairs: list[tuple[Record, Record]]) -> float:
     return CHRF().corpus_score(generated, [gold]).score
 
 
-def paired(generated, gold, generated_path, gold_path) -> list[tuple[Record, Record]]:
-    """Each generated sonnet with its gold one; files of different lengths are refused."""
-    if len(generated) != len(gold):
-        raise InputError(
-            f"{generated_path}: {len(generated)} sonnets, but {gold_path} has {len(gold)}: "
-            f"compare files of the same prompts"
-        )
-    return list(zip(generated, gold, strict=True))
+def partners(sonnets: list[Record], others: list[Record], path, other_path) -> list[Record]:
+    """For each sonnet, the other one with the same opening lines: as many as a model was given.
+
+    That number is not known, so those with more lines in common become partners first. A sonnet of
+    either file that has no partner, or may have several, is an error.
+    """
+    found, free = {}, others
+    for lines in range(PROMPT_LINES, 0, -1):
+        alike = defaultdict(list)
+        for other in free:
+            alike[opening(other, lines)].append(other)
+        for i, sonnet in enumerate(sonnets):
+            if i not in found and len(alike[opening(sonnet, lines)]) == 1:
+                found[i] = alike[opening(sonnet, lines)].pop()
+        free = [other for group in alike.values() for other in group]
+    lone = [sonnet for i, sonnet in enumerate(sonnets) if i not in found]
+    for here, there, left in ((path, other_path, lone), (other_path, path, free)):
+        if left:
+            numbers = ", ".join(sonnet.sent_id for sonnet in left)
+            raise InputError(
+                f"{here}: sonnet {numbers} without a partner: expected exactly one sonnet with the "
+                f"same opening lines in {there}: compare files of the same prompts"
+            )
+    return [found[i] for i in range(len(sonnets))]
+
+
+def opening_lines(sonnet: Record) -> list[str]:
+    """The first three lines, blank ones not counted: those that a model is given."""
+    return verses(sonnet.text)[:PROMPT_LINES]
+
+
+def opening(sonnet: Record, lines: int = PROMPT_LINES) -> str:
+    """The letters of a sonnet's first lines, by which it is known in another file."""
+    return re.sub(r"[\W_]+", "", "".join(opening_lines(sonnet)[:lines]).lower())
+
+
+def openings(sonnet: Record) -> set[str]:
+    """Its openings of one, two and three lines, among them that of its prompt."""
+    return {opening(sonnet, lines) for lines in range(1, PROMPT_LINES + 1)}
+
+
+def prompt_text(sonnet: Record) -> str:
+    """The opening lines as the text that a model continues."""
+    return "\n".join(opening_lines(sonnet)) + "\n"
 
 
 def continuation(sonnet: Record, lines: int = PROMPT_LINES) -> Record:
@@ -139,7 +180,7 @@ def continuation(sonnet: Record, lines: int = PROMPT_LINES) -> Record:
 
 
 def verses(text: str) -> list[str]:
-    """The lines that are not empty."""
+    """The lines that are not blank."""
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -152,16 +193,22 @@ def distinct_n(sonnets: list[Record], n: int) -> float:
     return len(set(grams)) / max(len(grams), 1)
 
 
-def sonnet_report(generated: list[Record], gold: list[Record]) -> dict[str, float]:
-    """chrF of whole sonnets and of the continuations alone, lines a sonnet, distinct-1 and -2."""
-    pairs = list(zip(generated, gold, strict=True))
-    added = [continuation(sonnet) for sonnet in generated]
+def sonnet_report(
+    generated: list[Record], gold: list[Record], prompts: list[Record] | None = None
+) -> dict[str, float]:
+    """chrF of whole sonnets and of the continuations alone, lines a sonnet, distinct-1 and -2.
+
+    gold and prompts are in the order of `generated`; prompts None: gold's three opening lines.
+    """
+    given = [len(opening_lines(prompt)) for prompt in prompts or gold]
+    added, expected = (
+        [continuation(sonnet, n) for sonnet, n in zip(sonnets, given, strict=True)]
+        for sonnets in (generated, gold)
+    )
     lines = [len(verses(sonnet.text)) for sonnet in generated]
     return {
-        "chrf": chrf(pairs),
-        "chrf_continuation": chrf(
-            [(a, continuation(b)) for a, (_, b) in zip(added, pairs, strict=True)]
-        ),
+        "chrf": chrf(list(zip(generated, gold, strict=True))),
+        "chrf_continuation": chrf(list(zip(added, expected, strict=True))),
         "lines_mean": sum(lines) / len(lines),
         "lines_14_share": sum(count == 14 for count in lines) / len(lines),
         "distinct_1": distinct_n(added, 1),
@@ -169,14 +216,25 @@ def sonnet_report(generated: list[Record], gold: list[Record]) -> dict[str, floa
     }
 
 
-def null_baseline(prompts: list[Record], training: list[Record], seed: int = 11711) -> list[Record]:
-    """Each prompt with random lines of training sonnets up to 14: what no model at all scores."""
+def null_baseline(
+    prompts: list[Record], training: list[Record], *, where, seed: int = 11711
+) -> list[Record]:
+    """Each prompt with random lines of training sonnets up to 14: what no model at all scores.
+
+    where: the file of the training sonnets. No line is drawn twice.
+    """
     draw = random.Random(seed)
     lines = [line for sonnet in training for line in verses(sonnet.text)]
     completed = []
     for prompt in prompts:
-        given = verses(prompt.text)[:PROMPT_LINES]
-        text = "\n".join([*given, *draw.sample(lines, 14 - len(given))])
+        given = opening_lines(prompt)
+        missing = 14 - len(given)
+        if len(lines) < missing:
+            raise InputError(
+                f"{where}: {len(lines)} lines in all, expected at least {missing} for the baseline "
+                f"of random lines: complete the file"
+            )
+        text = "\n".join([*given, *draw.sample(lines, missing)])
         completed.append(Record(prompt.sent_id, text))
     return completed
 
@@ -197,12 +255,17 @@ def main():
     parser = argparse.ArgumentParser(description="Score generated sonnets against the true ones.")
     parser.add_argument("--sonnets", default="predictions/generated_sonnets_dev.txt")
     parser.add_argument("--gold", default="data/TRUE_sonnets_held_out_dev.txt")
+    parser.add_argument("--prompts", help="the given lines; default: the first three of --gold")
     parser.add_argument("--training", default="data/sonnets.txt", help="for the null baseline")
     args = parser.parse_args()
-    generated, gold = read_sonnets(args.sonnets), read_sonnets(args.gold)
-    paired(generated, gold, args.sonnets, args.gold)
-    null = null_baseline(gold, read_sonnets(args.training))
-    rows = {args.sonnets: sonnet_report(generated, gold), "random lines": sonnet_report(null, gold)}
+    generated = read_sonnets(args.sonnets)
+    gold = partners(generated, read_sonnets(args.gold), args.sonnets, args.gold)
+    prompts = gold
+    if args.prompts:
+        prompts = partners(generated, read_sonnets(args.prompts), args.sonnets, args.prompts)
+    null = null_baseline(prompts, read_sonnets(args.training), where=args.training)
+    systems = {args.sonnets: generated, "random lines": null}
+    rows = {name: sonnet_report(texts, gold, prompts) for name, texts in systems.items()}
     print(report_table(rows))
 
 

@@ -6,7 +6,6 @@ python sonnet_generation.py --use_gpu
 """
 
 import argparse
-import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +18,14 @@ from checkpoint import RunFolder, load_model
 from compiling import CUDA_GRAPHS
 from dataset import Record, read_sonnets
 from evaluation import (
-    PROMPT_LINES,
     cross_entropy,
     null_baseline,
-    paired,
+    opening,
+    openings,
+    partners,
+    prompt_text,
     report_table,
     sonnet_report,
-    verses,
     write_sonnets,
 )
 from flags import (
@@ -99,7 +99,7 @@ def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
 
 def prompt_dataset(model: SonnetGPT, prompts: list[Record], where) -> TokenDataset:
     """The first three lines of each prompt; one that leaves no position to go on is an error."""
-    texts = ["\n".join(p.text.splitlines()[:PROMPT_LINES]) + "\n" for p in prompts]
+    texts = [prompt_text(prompt) for prompt in prompts]
     sent_ids = [prompt.sent_id for prompt in prompts]
     limit = model.gpt.config.max_position_embeddings - 1
     return TokenDataset(tokenise(model.tokenizer, texts, sent_ids, limit, where=where), sent_ids)
@@ -122,8 +122,8 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
     if Path(args.dev_gold_path).exists():
         held_out = {opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
         gold = read_sonnets(args.dev_gold_path)
-        dev = [sonnet for sonnet in gold if opening(sonnet) not in held_out]
-        twice = [sonnet.sent_id for sonnet in gold if opening(sonnet) in held_out]
+        dev = [sonnet for sonnet in gold if not openings(sonnet) & held_out]
+        twice = [sonnet.sent_id for sonnet in gold if openings(sonnet) & held_out]
         if twice:
             say(
                 f"dev sonnet {', '.join(twice)}: a held-out prompt too, not used to choose an epoch"
@@ -139,15 +139,6 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
             f"{args.sonnet_path}: too few sonnets to train on and to choose an epoch by"
         )
     return {"train": training[: args.limit], "dev": dev[: args.limit]}
-
-
-def opening_lines(sonnet: Record) -> list[str]:
-    return verses(sonnet.text)[:PROMPT_LINES]
-
-
-def opening(sonnet: Record) -> str:
-    """The letters of a sonnet's first lines, by which it is known in another file."""
-    return re.sub(r"[^a-z]", "", "".join(opening_lines(sonnet)).lower())
 
 
 def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
@@ -200,10 +191,22 @@ def read_prompts(args, model: SonnetGPT) -> dict[str, list[Record]]:
     prompts = {output: read_sonnets(path) for output, path in paths.items()}
     for output, path in paths.items():
         prompt_dataset(model, prompts[output], where=path)
-    if Path(args.dev_gold_path).exists():
-        gold = read_sonnets(args.dev_gold_path)
-        paired(prompts[args.dev_sonnet_out], gold, args.dev_sonnet_path, args.dev_gold_path)
+    if dev_gold(args):
+        random_lines(args, prompts[args.dev_sonnet_out])
     return {output: records[: args.limit] for output, records in prompts.items()}
+
+
+def dev_gold(args) -> list[Record]:
+    """The full text of the dev prompts, in their order; [] without the file of it."""
+    if not Path(args.dev_gold_path).exists():
+        return []
+    prompts, gold = read_sonnets(args.dev_sonnet_path), read_sonnets(args.dev_gold_path)
+    return partners(prompts, gold, args.dev_sonnet_path, args.dev_gold_path)[: args.limit]
+
+
+def random_lines(args, prompts: list[Record]) -> list[Record]:
+    """The null baseline of these prompts, out of the training sonnets."""
+    return null_baseline(prompts, read_sonnets(args.sonnet_path), where=args.sonnet_path)
 
 
 def test(args, model, prompts: dict[str, list[Record]], worker: Worker) -> None:
@@ -214,13 +217,9 @@ def test(args, model, prompts: dict[str, list[Record]], worker: Worker) -> None:
             continue
         write_sonnets(path, sonnets)
         print(f"{len(sonnets)} sonnets are in {path}")
-        if path == args.dev_sonnet_out and Path(args.dev_gold_path).exists():
-            gold = read_sonnets(args.dev_gold_path)[: len(sonnets)]
-            null = null_baseline(gold, read_sonnets(args.sonnet_path))
-            rows = {
-                "generated": sonnet_report(sonnets, gold),
-                "random lines": sonnet_report(null, gold),
-            }
+        if path == args.dev_sonnet_out and (gold := dev_gold(args)):
+            systems = {"generated": sonnets, "random lines": random_lines(args, records)}
+            rows = {name: sonnet_report(texts, gold, records) for name, texts in systems.items()}
             print(report_table(rows))
 
 

@@ -14,7 +14,7 @@ import torch
 from batches import LengthBuckets, tokenise
 from classifier import NUM_LABELS
 from dataset import Record, data_file, read_pairs, read_sentiment, read_sonnets
-from evaluation import PROMPT_LINES
+from evaluation import prompt_text
 from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
 from utils import checkpoint_folder, load_tokenizer
@@ -207,6 +207,4 @@ def read_rows(task: str, split: str, folder: Path) -> list[Record]:
     if split == "train":
         return [replace(row, label=0) for row in read_sonnets(folder / "sonnets.txt")]
     prompts = read_sonnets(folder / "sonnets_held_out.txt")
-    return [
-        Record(p.sent_id, "\n".join(p.text.splitlines()[:PROMPT_LINES]) + "\n", 0) for p in prompts
-    ]
+    return [Record(prompt.sent_id, prompt_text(prompt), 0) for prompt in prompts]

@@ -11,8 +11,7 @@ import random
 from pathlib import Path
 
 from dataset import data_file, read_sonnets, read_text
-from evaluation import write_sonnets
-from sonnet_generation import opening
+from evaluation import opening, openings, write_sonnets
 from utils import atomic_write
 
 WHOLE, SMALL = "whole", "small"
@@ -45,7 +44,7 @@ def prepare(source, root, limit: int | None = None) -> None:
             with atomic_write(folder / file) as out:
                 out.write(text)
         prompts = read_sonnets(source / PROMPTS)
-        dev = {opening(sonnet) for sonnet in read_sonnets(source / GOLD)}
+        dev = set().union(*(openings(sonnet) for sonnet in read_sonnets(source / GOLD)))
         kept = [prompt for prompt in prompts if opening(prompt) in dev]
         write_sonnets(folder / PROMPTS, kept or prompts[:1])
 

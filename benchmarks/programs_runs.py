@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.programs_data import GOLD, SMALL, WHOLE, prepare
 from benchmarks.study import SCHEDULE, TASKS, Study, fine_tune, history, start, train
 from dataset import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
-from evaluation import ANSWER_TOKENS, sonnet_report
+from evaluation import ANSWER_TOKENS, partners, sonnet_report
 
 MODEL = "gpt2-mini"
 RATE = 3e-4  # the better one of two for each task: benchmarks/results/pretraining_pays.json
@@ -148,8 +148,8 @@ def augmented(study: ProgramsStudy, name: str, words: str, *, epochs: int, seed:
 
 def written(study: ProgramsStudy, path: Path) -> dict[str, float]:
     """Figures of a file of continued dev sonnets."""
-    gold = read_sonnets(study.root / WHOLE / GOLD)
-    report = sonnet_report(read_sonnets(path), gold)
+    generated, gold = read_sonnets(path), study.root / WHOLE / GOLD
+    report = sonnet_report(generated, partners(generated, read_sonnets(gold), path, gold))
     return {name: report[name] for name in OF_SONNETS}
 
 

@@ -33,13 +33,21 @@ import torch
 from batches import collate
 from checkpoint import load_model
 from dataset import Record, read_sonnets
-from evaluation import null_baseline, report_table, sonnet_report, write_sonnets
+from evaluation import report_table, sonnet_report, write_sonnets
 from extensions import sonnet_form
 from extensions.decoding_strategies import STRATEGIES, Job, Sonnet, Strategy, load_strategy
 from extensions.unfinished_work import Unfinished, digest, weights_digest
 from flags import add_data_dir, check_range
 from parallel import joined_worker
-from sonnet_generation import TASK, add_paths, build_model, prompt_dataset, read_prompts
+from sonnet_generation import (
+    TASK,
+    add_paths,
+    build_model,
+    dev_gold,
+    prompt_dataset,
+    random_lines,
+    read_prompts,
+)
 from utils import InputError, check_writable, command, seed_everything
 
 DECISIVE = ("strategy", "seed", "max_new_tokens", "batch_size")  # flags: of the texts, all of them
@@ -77,9 +85,9 @@ def complete(
     return [Record(i, text) for i, text in zip(dataset.sent_ids, texts, strict=True)]
 
 
-def report(sonnets: list[Record], gold: list[Record]) -> dict[str, float]:
+def report(sonnets: list[Record], gold: list[Record], prompts: list[Record]) -> dict[str, float]:
     """`sonnet_report`, and the form's figures where the dictionary is installed."""
-    figures = sonnet_report(sonnets, gold)
+    figures = sonnet_report(sonnets, gold, prompts)
     try:
         return figures | sonnet_form.form_report([sonnet.text for sonnet in sonnets])
     except InputError:
@@ -133,12 +141,11 @@ def run(args, worker, say) -> None:
     if formal:
         sonnet_form.dictionary()
     outputs = output_paths(args)
-    has_gold = Path(args.dev_gold_path).exists()
-    known = read_sonnets(args.sonnet_path) if formal or has_gold else []
+    known = read_sonnets(args.sonnet_path) if formal else []
     seed_everything(args.seed)
     model = start_model(args, worker.device)
     prompts = read_prompts(args, model)
-    work = start_work(args, model, prompts, known if formal else [])
+    gold, work = dev_gold(args), start_work(args, model, prompts, known)
     if args.resume:
         say(f"resumed: {len(work)} sonnets are there already")
     else:
@@ -151,14 +158,15 @@ def run(args, worker, say) -> None:
             sonnets = complete(model, records, strategy, args, known=known, in_parts=in_parts)
             write_sonnets(outputs[path][flag], sonnets)
             say(f"{len(sonnets)} sonnets by {flag} are in {outputs[path][flag]}")
-            if is_dev and has_gold:
-                gold = read_sonnets(args.dev_gold_path)[: len(sonnets)]
-                rows[flag] = report(sonnets, gold)
-    if rows:
-        null = null_baseline(gold, known)
-        rows |= {"random lines": report(null, gold), "the poet's own": report(gold, gold)}
+            if is_dev and gold:
+                rows[flag] = report(sonnets, gold, records)
+    if gold:
+        dev = prompts[args.dev_sonnet_out]
+        for name, texts in (("random lines", random_lines(args, dev)), ("the poet's own", gold)):
+            rows[name] = report(texts, gold, dev)
         say(report_table(rows))
-        say(f"next: python evaluation.py --gold {args.dev_gold_path} --sonnets FILE scores a file")
+        files = f"--gold {args.dev_gold_path} --prompts {args.dev_sonnet_path}"
+        say(f"next: python evaluation.py {files} --sonnets FILE scores a file")
     else:
         say("next: python prepare_submit.py packs what is in predictions/")
     work.remove()

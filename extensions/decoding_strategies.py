@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dataset import Record
+from evaluation import verses
 from extensions import sonnet_form, sonnet_writer
 from extensions.decoding_search import (
     Rows,
@@ -217,7 +218,7 @@ class Sonnet(Strategy):
         self.check(syllables=(4, 20), candidates=(1, math.inf))
 
     def __call__(self, job):
-        lines = [line for sonnet in job.known for line in sonnet.text.splitlines()]
+        lines = [line for sonnet in job.known for line in verses(sonnet.text)]
         form = sonnet_form.SonnetForm(
             job.model.tokenizer,
             job.model.gpt.config.vocab_size,

@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 
 from dataset import Record, read_text
-from evaluation import PROMPT_LINES
+from evaluation import PROMPT_LINES, continuation, opening_lines, prompt_text, verses
 from utils import InputError, atomic_write
 
 RHYMES = "ababcdcdefefgg"
@@ -88,18 +88,19 @@ CORRUPTIONS: dict[str, Callable] = {
 # -- building --------------------------------------------------------------------------------------
 
 
-def split_text(text: str) -> tuple[str, str]:
-    """A sonnet as the prompt that a model is given, and what is to follow."""
-    lines = text.splitlines()
-    return "\n".join(lines[:PROMPT_LINES]) + "\n", "\n".join(lines[PROMPT_LINES:])
+def answer(sonnet: Record, given: int) -> str:
+    """What follows the given lines, as it is written; blank lines are not counted."""
+    lines = sonnet.text.splitlines()
+    ends = [i for i, line in enumerate(lines, start=1) if line.strip()]
+    return "\n".join(lines[ends[given - 1] :]) if len(ends) >= given else ""
 
 
 def corrupted_pairs(sonnets: list[Record], kind: str, seed: int) -> list[Pair]:
     """Each sonnet's continuation against itself with something wrong, if that changes it."""
     pairs = []
     for sonnet in sonnets:
-        prompt, chosen = split_text(sonnet.text)
-        lines = chosen.splitlines()
+        chosen = continuation(sonnet).text
+        lines = verses(chosen)
         if len(lines) < 2:
             raise InputError(
                 f"sonnet {sonnet.sent_id}: {len(lines)} lines after the prompt's {PROMPT_LINES}, "
@@ -107,7 +108,7 @@ def corrupted_pairs(sonnets: list[Record], kind: str, seed: int) -> list[Pair]:
             )
         draw = random.Random(f"{seed} {kind} {sonnet.sent_id}")
         rejected = "\n".join(CORRUPTIONS[kind](lines, draw))
-        pairs.append(Pair(sonnet.sent_id, kind, prompt, chosen, rejected))
+        pairs.append(Pair(sonnet.sent_id, kind, prompt_text(sonnet), chosen, rejected))
     return [pair for pair in pairs if pair.chosen != pair.rejected]
 
 
@@ -115,8 +116,8 @@ def sampled_pairs(sonnets: list[Record], completed: list[Record]) -> list[Pair]:
     """Each sonnet's continuation against that which a model wrote; `completed` has the prompt."""
     pairs = []
     for sonnet, sample in zip(sonnets, completed, strict=True):
-        prompt, chosen = split_text(sonnet.text)
-        pairs.append(Pair(sonnet.sent_id, "sampled", prompt, chosen, split_text(sample.text)[1]))
+        answers = [answer(text, len(opening_lines(sonnet))) for text in (sonnet, sample)]
+        pairs.append(Pair(sonnet.sent_id, "sampled", prompt_text(sonnet), *answers))
     return [pair for pair in pairs if pair.chosen != pair.rejected]
 
 

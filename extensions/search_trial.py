@@ -21,6 +21,7 @@ import classifier
 import paraphrase_detection
 import sonnet_generation
 from dataset import data_file, read_sonnets
+from evaluation import opening, prompt_text
 from extensions.search_space import words_of
 from utils import ROOT, InputError, atomic_write
 
@@ -60,9 +61,8 @@ def sonnets_without_test(args, folder: Path) -> list[str]:
     existing(args.sonnet_path)
     if Path(args.dev_gold_path).exists():
         for sonnet in read_sonnets(args.dev_gold_path):
-            letters = sonnet_generation.opening(sonnet)
-            if hashlib.sha256(letters.encode()).hexdigest().startswith(HELD_OUT_DEV_SONNET):
-                prompt = "\n".join(sonnet_generation.opening_lines(sonnet))
+            if hashlib.sha256(opening(sonnet).encode()).hexdigest().startswith(HELD_OUT_DEV_SONNET):
+                prompt = prompt_text(sonnet)
     _write(folder / "sonnets_held_out.txt", f"1\n\n{prompt}\n")
     return ["--held_out_sonnet_path", str(folder / "sonnets_held_out.txt"), "--max_new_tokens", "1"]
 

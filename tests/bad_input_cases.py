@@ -112,6 +112,8 @@ TABLES = [
     file("sonnets without numbers", "s", SONNETS, "no sonnet|number", "Shall I\ncompare\n"),
     file("a sonnet without text", "s", SONNETS, "sonnet 2|no text", "1\n\nI\n\n2\n\n3\n\nthee"),
     file("a sonnet twice", "s", SONNETS, "1 stands twice", "1\n\nShall I\n\n1\n\nthee\n"),
+    file("a heading or a verse", "s", SONNETS, "line 4|'II'|comma", "1\n\nlove\nII\nhate\n"),
+    file("three lines in all", "s", SONNETS, "3 lines in|11|complete", "1\nI\n2\nlove\n3\nthee"),
     file("sonnets empty", "s", SONNETS, "empty", ""),
     *flag("s", "--sonnet_path nowhere.txt", "nowhere.txt|no such file"),
     *flag("s", "--held_out_sonnet_path nowhere.txt", "nowhere.txt|no such file"),
@@ -123,7 +125,7 @@ TEXTS = [
     sst("sentence empty", "id-b|0 tokens", FINE, "1\tid-b\t \t1"),
     sst("text too long", "id-b|514 tokens|512", FINE, f"1\tid-b\t{'é' * 257}\t1"),
     quora("pair of too many tokens", "id-b|512", f"0\tid-b\t{'é! ' * 300}\tx\t1"),
-    file("sonnet too long", "s", SONNETS, "7: |511", "7\n\n" + "z! " * 400),
+    file("sonnet too long", "s", SONNETS, "7: |511", "7\n\n" + f"{'z! ' * 40}\n" * 11),
     file("prompt too long", "s", HELD_OUT, "7: |511", "7\n\n" + "z! " * 400),
 ]
 

@@ -66,9 +66,10 @@ def pairs_text(rows: int, *, labelled: bool, seed: int = 0) -> str:
 
 
 def sonnets_text(numbers, *, lines: int = 14, seed: int = 0) -> str:
-    """A sonnet file: preamble, then each number with its lines."""
+    """A sonnet file: preamble, then each number with its lines, the first ones of 14."""
     draw = random.Random(seed)
-    poems = ["\n".join(draw.choice(VERSES) for _ in range(lines)) for _ in numbers]
+    drawn = [[draw.choice(VERSES) for _ in range(max(lines, 14))] for _ in numbers]
+    poems = ["\n".join(verses[:lines]) for verses in drawn]
     parts = [f"{number}\n\n{poem}\n\n" for number, poem in zip(numbers, poems, strict=True)]
     return "Sonnets\nby nobody\n\n\n" + "".join(parts)
 
@@ -86,7 +87,7 @@ def write_course(folder, rows: int = 40) -> Path:
         write(folder / f"quora-{split}.csv", text)
     write(folder / "sonnets.txt", sonnets_text(range(1, 13)))
     write(folder / "TRUE_sonnets_held_out_dev.txt", sonnets_text(range(132, 136), seed=1))
-    write(folder / "sonnets_held_out_dev.txt", sonnets_text(range(132, 136), lines=3, seed=2))
+    write(folder / "sonnets_held_out_dev.txt", sonnets_text(range(132, 136), lines=3, seed=1))
     write(folder / "sonnets_held_out.txt", sonnets_text(range(152, 155), lines=3, seed=3))
     return folder
 

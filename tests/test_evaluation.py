@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from course_files import call_main, sonnets_text, work_in, write
+from course_files import COURSE_DATA, call_main, sonnets_text, work_in, write
 
 import evaluation
 from batches import TokenDataset, make_loader, next_token_labels
@@ -24,7 +24,10 @@ from evaluation import (
     model_eval_paraphrase,
     model_test_paraphrase,
     null_baseline,
+    opening,
+    partners,
     predict,
+    prompt_text,
     report_table,
     sonnet_report,
     verses,
@@ -35,6 +38,9 @@ from models.gpt2 import GPT2Model, next_token_loss
 from utils import ROOT, InputError
 
 CPU = torch.device("cpu")
+needs_course_data = pytest.mark.skipif(
+    not COURSE_DATA.is_dir(), reason="the course's data are not here"
+)
 
 
 class FirstToken(torch.nn.Module):
@@ -212,7 +218,10 @@ PROMPTS = [poem(g.sent_id, *g.text.split("\n")[:3]) for g in GOLD]
 def test_test_sonnet_is_sacrebleu_s_chrf_of_whole_texts(tmp_path):
     from sacrebleu.metrics import CHRF
 
-    generated = [poem(1, GOLD[0].text, "and my own words"), poem(2, "winter is cold")]
+    generated = [
+        poem(1, GOLD[0].text, "and my own words"),
+        poem(2, "winter line one of 2", "is cold"),
+    ]
     write_sonnets(tmp_path / "g.txt", generated)
     write(tmp_path / "t.txt", "".join(f"\n{g.sent_id}\n\n{g.text}\n\n" for g in GOLD))
     score = evaluation.test_sonnet(tmp_path / "g.txt", tmp_path / "t.txt")
@@ -226,8 +235,59 @@ def test_test_sonnet_is_sacrebleu_s_chrf_of_whole_texts(tmp_path):
 def test_test_sonnet_names_the_file_that_has_fewer_sonnets(tmp_path):
     write_sonnets(tmp_path / "g.txt", GOLD[:1])
     write_sonnets(tmp_path / "t.txt", GOLD)
-    with pytest.raises(InputError, match=r"g\.txt: 1 sonnets, but .*t\.txt has 2"):
+    with pytest.raises(InputError, match=r"t\.txt: sonnet 2 without a partner: .*g\.txt"):
         evaluation.test_sonnet(tmp_path / "g.txt", tmp_path / "t.txt")
+
+
+def test_sonnets_are_paired_by_their_opening_lines_whatever_their_order_and_numbers(tmp_path):
+    generated = [poem(g.sent_id, *g.text.split("\n")[:4], f"own {g.sent_id}") for g in GOLD]
+    write_sonnets(tmp_path / "g.txt", generated)
+    write_sonnets(tmp_path / "t.txt", GOLD)
+    score = evaluation.test_sonnet(tmp_path / "g.txt", tmp_path / "t.txt")
+    shouted = [
+        poem(7, GOLD[1].text.replace("winter line", "  WINTER, Line")),
+        poem(8, GOLD[0].text),
+    ]
+    assert partners(generated, shouted, "g.txt", "t.txt") == shouted[::-1]
+    write_sonnets(tmp_path / "t.txt", GOLD[::-1])
+    assert evaluation.test_sonnet(tmp_path / "g.txt", tmp_path / "t.txt") == score > 50
+
+
+def test_sonnets_without_a_partner_are_named(tmp_path):
+    """The held-out sonnets against dev's gold: as many, but others."""
+    others = [GOLD[1], poem(9, "summer days", "are", "long"), poem(11, "night", "is", "here")]
+    gold = [*GOLD, poem(3, "spring", "is", "here")]
+    with pytest.raises(
+        InputError, match=r"^g\.txt: sonnet 9, 11 without a partner: .* in t\.txt: "
+    ):
+        partners(others, gold, "g.txt", "t.txt")
+
+
+def test_partners_that_are_not_certain_are_an_error():
+    """Two sonnets open with the one line that was given."""
+    twins = [poem(1, "a rose", "is red", "I say"), poem(2, "a rose", "is blue", "I say")]
+    with pytest.raises(InputError, match=r"^g\.txt: sonnet 5 without a partner"):
+        partners([poem(5, "a rose", "my own")], twins, "g.txt", "t.txt")
+    given_more = [poem(5, "a rose", "my own"), poem(6, "a rose", "is red", "I say", "my own")]
+    assert partners(given_more, twins, "g.txt", "t.txt") == twins[::-1]
+
+
+def test_letters_of_any_alphabet_tell_openings_apart():
+    sonnets = [poem(1, "роза", "красна", "да"), poem(2, "зима", "холодна", "да")]
+    assert partners(sonnets, sonnets[::-1], "g.txt", "t.txt") == sonnets
+
+
+@needs_course_data
+def test_the_course_s_dev_prompts_and_sonnets_are_paired_in_any_order():
+    prompts, gold = (
+        read_sonnets(COURSE_DATA / f"{name}.txt")
+        for name in ("sonnets_held_out_dev", "TRUE_sonnets_held_out_dev")
+    )
+    assert partners(prompts, gold[::-1], "p.txt", "t.txt") == gold
+    assert partners(gold, prompts[::-1], "t.txt", "p.txt") == prompts
+    test_prompts = read_sonnets(COURSE_DATA / "sonnets_held_out.txt")
+    with pytest.raises(InputError, match=r"p\.txt: sonnet 145, 146"):
+        partners(test_prompts, gold, "p.txt", "t.txt")
 
 
 def test_test_sonnet_does_not_take_a_gold_file_that_is_not_there(tmp_path):
@@ -249,6 +309,24 @@ def test_the_continuation_leaves_blank_lines_out():
     text = "a\n\nb\n  \nc\n\nd\ne\n\n"
     assert continuation(Record("1", text)) == Record("1", "d\ne")
     assert continuation(Record("1", "a\nb")) == Record("1", "")
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_the_continuation_is_what_follows_the_prompt_that_was_given(lines):
+    """Of one line or two: the next ones are the model's own."""
+    prompts = [poem(g.sent_id, *g.text.split("\n")[:lines]) for g in GOLD]
+    own = [poem(p.sent_id, p.text, "my love", "is blind", "to day") for p in prompts]
+    report = sonnet_report(own, GOLD, prompts)
+    added = [poem(0, "my love", "is blind", "to day") for _ in GOLD]
+    rest = [poem(0, *g.text.split("\n")[lines:]) for g in GOLD]
+    assert report["chrf_continuation"] == chrf(list(zip(added, rest, strict=True)))
+    assert report["distinct_1"] == 6 / 12
+
+
+def test_the_given_lines_are_the_first_ones_that_are_not_blank():
+    text = "a\n\nb\n  \n  c\nd"
+    assert prompt_text(Record("1", text)) == "a\nb\n  c\n"
+    assert opening(Record("1", text)) == "abc"
 
 
 def test_empty_generations_are_scored_as_nothing():
@@ -286,9 +364,9 @@ def test_lines_a_sonnet_by_hand():
 
 def test_the_null_baseline_completes_prompts_with_lines_of_training_sonnets():
     training = [poem(i, *(f"line {i}.{n}" for n in range(14))) for i in range(3)]
-    null = null_baseline(GOLD, training)
-    assert null == null_baseline(GOLD, training)
-    assert null != null_baseline(GOLD, training, seed=1)
+    null = null_baseline(GOLD, training, where="t.txt")
+    assert null == null_baseline(GOLD, training, where="t.txt")
+    assert null != null_baseline(GOLD, training, where="t.txt", seed=1)
     for sonnet, gold in zip(null, GOLD, strict=True):
         lines = sonnet.text.split("\n")
         assert len(lines) == 14 and sonnet.sent_id == gold.sent_id
@@ -296,6 +374,14 @@ def test_the_null_baseline_completes_prompts_with_lines_of_training_sonnets():
         known = [line for record in training for line in record.text.split("\n")]
         assert set(lines[3:]) <= set(known) and len(set(lines[3:])) == 11
     assert "four" not in null[0].text  # nothing of the answer
+
+
+def test_training_sonnets_with_too_few_lines_for_the_null_baseline_are_an_error():
+    training, prompts = [poem(1, *"abcdefghijk")], [poem(1, "a\n\nb\nc")]
+    [null] = null_baseline(prompts, training, where="t.txt")
+    assert sorted(null.text.split("\n")[3:]) == list("abcdefghijk")
+    with pytest.raises(InputError, match=r"^t\.txt: 11 lines in all, expected at least 12"):
+        null_baseline([poem(1, "a\nb")], training, where="t.txt")
 
 
 # -- perplexity --------------------------------------------------------------------------------
@@ -390,4 +476,20 @@ def test_the_program_refuses_files_of_unlike_numbers(sonnet_files, tmp_path, mon
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, "evaluation", *sonnet_files)
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: g.txt: 2 sonnets, but gold.txt has 1")
+    assert capsys.readouterr().err.startswith("error: g.txt: sonnet 133 without a partner")
+
+
+def test_the_program_s_prompts_say_what_was_given(sonnet_files, monkeypatch, capsys):
+    """Of one line each, and all files in orders of their own."""
+    gold = [poem(g.sent_id, f"only {g.sent_id}", g.text) for g in read_sonnets("gold.txt")]
+    write_sonnets("gold.txt", gold)
+    prompts = [poem(g.sent_id, g.text.split("\n")[0]) for g in gold]
+    own = [poem(p.sent_id, p.text, "one of mine", "and two", "and three") for p in prompts]
+    write_sonnets("g.txt", own[::-1])
+    write_sonnets("prompts.txt", prompts)
+    call_main(monkeypatch, "evaluation", *sonnet_files, "--prompts", "prompts.txt")
+    _, ours, null = capsys.readouterr().out.splitlines()
+    report = sonnet_report(own[::-1], gold[::-1], prompts)
+    assert ours.split() == ["g.txt", *(f"{value:.3f}" for value in report.values())]
+    assert ours.split()[2] != f"{sonnet_report(own, gold)['chrf_continuation']:.3f}"
+    assert float(null.split()[4]) == 14.0

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from course_files import (
 import sonnet_generation
 from batches import collate
 from dataset import Record, read_sonnets
-from evaluation import sonnet_report
+from evaluation import sonnet_report, write_sonnets
 from models.gpt2 import IGNORED_LABEL, GPT2Model
 from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn, split_sonnets
 from utils import ROOT, InputError
@@ -152,6 +153,14 @@ def test_dev_sonnets_that_are_held_out_prompts_too_are_left_out_and_named(tmp_pa
     assert said == ["dev sonnet 138, 141: a held-out prompt too, not used to choose an epoch"]
 
 
+def test_a_dev_sonnet_whose_first_line_alone_is_a_held_out_prompt_is_left_out(tmp_path):
+    flags = sonnet_files(tmp_path, gold=[(132, "a"), (138, "b")], held_out=[])
+    write(tmp_path / "held_out.txt", "155\n\nLine b,\n")
+    said = []
+    [sonnet] = split_sonnets(parsed(flags), said.append)["dev"]
+    assert sonnet.sent_id == "132" and said[0].startswith("dev sonnet 138: ")
+
+
 def test_nothing_is_said_where_no_dev_sonnet_is_held_out(tmp_path):
     flags = sonnet_files(tmp_path, gold=[(132, "a")], held_out=[(155, "b")])
     said = []
@@ -263,8 +272,9 @@ def test_prompts_are_three_lines_and_end_in_a_newline(model, monkeypatch):
 
     monkeypatch.setattr(sonnet_generation, "generate", spy)
     prompts = [Record("1", "one\ntwo\n  three"), Record("2", "one\ntwo\nthree\nfour\nfive")]
+    prompts += [Record("3", "one\n\ntwo\n \nthree\n\nfour"), Record("4", "one")]
     complete(model, prompts, parsed([]))
-    assert seen == ["one\ntwo\n  three\n", "one\ntwo\nthree\n"]
+    assert seen == ["one\ntwo\n  three\n", *["one\ntwo\nthree\n"] * 2, "one\n"]
 
 
 def test_prompts_in_one_batch_are_continued_as_each_alone(model):
@@ -418,8 +428,39 @@ def test_gold_sonnets_that_do_not_fit_the_dev_prompts_are_refused_before_trainin
         call_main(monkeypatch, "sonnet_generation", *words, "--dev_gold_path", "gold.txt")
     assert stop.value.code == 2
     error = capsys.readouterr().err
+    assert "sonnets_held_out_dev.txt: sonnet 135 without a partner" in error
     assert error.startswith("error: ") and "gold.txt" in error
-    assert "3" in error and "4" in error
+
+
+def table(capsys) -> list[list[str]]:
+    lines = capsys.readouterr().out.splitlines()
+    return [line.split() for line in lines if line.startswith(("generated ", "random lines"))]
+
+
+def test_gold_sonnets_in_another_order_give_the_same_figures(words, data, monkeypatch, capsys):
+    gold = read_sonnets(data / "TRUE_sonnets_held_out_dev.txt")
+    write_sonnets("gold.txt", [replace(g, sent_id=f"9{g.sent_id}") for g in reversed(gold)])
+    tables = []
+    for flags in ([], ["--dev_gold_path", "gold.txt"]):
+        call_main(monkeypatch, "sonnet_generation", *words, *flags, "--limit", 3)
+        tables.append(table(capsys))
+    assert len(tables[0]) == 2 and tables[0] == tables[1]
+
+
+def test_prompts_of_one_line_and_their_continuations_are_scored(words, data, monkeypatch, capsys):
+    gold = read_sonnets(data / "TRUE_sonnets_held_out_dev.txt")
+    gold = [replace(g, text=f"only {'abcd'[i]}\n{g.text}") for i, g in enumerate(gold)]
+    prompts = [replace(g, text=g.text.split("\n")[0]) for g in gold]
+    write_sonnets("gold.txt", gold)
+    write_sonnets("prompts.txt", prompts)
+    flags = ["--dev_sonnet_path", "prompts.txt", "--dev_gold_path", "gold.txt"]
+    call_main(monkeypatch, "sonnet_generation", *words, *flags, "--max_new_tokens", 40)
+    generated = read_sonnets("predictions/generated_sonnets_dev.txt")
+    report = sonnet_report(generated, gold, prompts)
+    ours, null = table(capsys)
+    assert ours[1:] == [f"{value:.3f}" for value in report.values()]
+    assert ours[2] != f"{sonnet_report(generated, gold)['chrf_continuation']:.3f}"
+    assert float(null[4]) == 14.0
 
 
 def test_a_sonnet_longer_than_the_model_s_positions_is_named(words, model):

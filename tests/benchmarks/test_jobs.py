@@ -5,7 +5,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from course_files import COURSE_DATA
+from course_files import COURSE_DATA, write
 
 from batches import tokenise
 from benchmarks.jobs import JOBS, Settings, Workload, read_rows
@@ -37,6 +37,11 @@ def test_the_seed_alone_decides_the_rows(settings):
 
     assert ids(1) == ids(1) != ids(2)
     assert len(set(ids(1))) == 16
+
+
+def test_blank_lines_of_a_prompt_are_not_among_its_three_lines(tmp_path):
+    write(tmp_path / "sonnets_held_out.txt", "145\n\none\n\ntwo\nthree\nfour\n")
+    assert [row.text for row in read_rows("sonnet", "test", tmp_path)] == ["one\ntwo\nthree\n"]
 
 
 @pytest.mark.skipif(not COURSE_DATA.is_dir(), reason="needs the course's files")

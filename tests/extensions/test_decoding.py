@@ -27,6 +27,7 @@ from transformers import (
 
 from config import GPT2Config
 from dataset import Record, read_sonnets
+from evaluation import write_sonnets
 from extensions import decoding, sonnet_form, sonnet_writer
 from extensions.decoding import complete, get_args
 from extensions.decoding_search import (
@@ -711,6 +712,7 @@ def test_a_checkpoint_of_sonnet_generation_is_decoded(words, tmp_path, monkeypat
         (["--checkpoint", "none.safetensors"], "none.safetensors: no such checkpoint"),
         (["--sonnet_path", "none.txt"], "none.txt: no such file"),
         (["--batch_size", 0], "--batch_size 0: expected at least 1"),
+        (["--sonnet_path", "short.txt"], "short.txt: 3 lines in all, expected at least 11"),
         (["--sonnet_out", "."], "a folder, expected the path of a file"),
     ],
 )
@@ -718,11 +720,25 @@ def test_bad_input_is_one_line_and_leaves_the_files_alone(
     words, tmp_path, monkeypatch, capsys, flags, said
 ):
     old = write(tmp_path / "predictions" / "generated_sonnets.txt", "old")
+    write(tmp_path / "short.txt", "1\n\none\ntwo\nthree\n")
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, "extensions.decoding", *words, *flags)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and said in error
     assert old.read_bytes() == b"old"
+
+
+def test_gold_sonnets_in_another_order_give_the_same_figures(words, data, monkeypatch, capsys):
+    gold = read_sonnets(data / "TRUE_sonnets_held_out_dev.txt")
+    write_sonnets("gold.txt", gold[::-1])
+    tables = []
+    for flags in ([], ["--dev_gold_path", "gold.txt"]):
+        call_main(monkeypatch, "extensions.decoding", *words, *flags, "--limit", 3)
+        said = capsys.readouterr().out.splitlines()
+        tables.append(
+            [line for line in said if re.match(r"(sample|random lines|the poet) .*\d$", line)]
+        )
+    assert len(tables[0]) == 2 and tables[0] == tables[1]
 
 
 # -- interruptions -----------------------------------------------------------------------------

@@ -301,6 +301,16 @@ def test_what_a_corruption_or_a_sample_leaves_alone_makes_no_pair():
     assert corrupted_pairs([same], "shuffled", 0) == sampled_pairs([same], [same]) == []
 
 
+def test_blank_lines_are_none_of_the_lines_that_are_given_or_changed():
+    spaced = Record("1", "a\n\nb\nc\n\nd\n\ne")
+    [pair] = sampled_pairs([spaced], [Record("1", "a\nb\nc\n\nmy\n\nown")])
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("a\nb\nc\n", "\nd\n\ne", "\nmy\n\nown")
+    [pair] = corrupted_pairs([spaced], "truncated", seed=0)
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("a\nb\nc\n", "d\ne", "d")
+    [pair] = sampled_pairs([Record("1", "a\nb")], [Record("1", "a\nb\nmy\nown")])
+    assert (pair.prompt, pair.rejected) == ("a\nb\n", "my\nown")
+
+
 def test_a_sample_stands_against_the_true_continuation():
     sample = Record("1", "a\nb\nc\nwritten\n\nby a model")
     [pair] = sampled_pairs([Record("1", "a\nb\nc\ntrue\nlines")], [sample])
