@@ -2,9 +2,11 @@
 
 y = (x₀ + x₁, −x₂) is learnt from x uniform in [0, 1)³ by a linear layer, summed squared error.
 `python optimizer_test.py --write` makes the reference anew, in NumPy and float64, from the formula
-alone (Kingma & Ba 2014, end of section 2, then the decay of Loshchilov & Hutter 2017).
+alone (Kingma & Ba 2014, end of section 2, then the decay of Loshchilov & Hutter 2017). It is kept
+in float32, the dtype of the weights.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -57,9 +59,11 @@ def train_by_formula() -> np.ndarray:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--write"]:
-        np.save(REFERENCE, train_by_formula())
-    reference, weights = torch.tensor(np.load(REFERENCE)).float(), train()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="make the reference anew first")
+    if parser.parse_args().write:
+        np.save(REFERENCE, train_by_formula().astype(np.float32))
+    reference, weights = torch.tensor(np.load(REFERENCE)), train()
     print("expected", reference.tolist())
     print("found   ", weights.tolist())
     if not torch.allclose(reference, weights, atol=1e-6, rtol=1e-4):

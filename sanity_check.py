@@ -58,7 +58,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model_size", nargs="?", default="gpt2", help="a size, hub name or folder")
     model_size = parser.parse_args().model_size
-    ours = GPT2Model.from_pretrained(model_size, **model_size_to_params(model_size)).eval()
+    ours = GPT2Model.from_pretrained(model_size, **model_size_to_params(model_size))
 
     from transformers import GPT2LMHeadModel
 

@@ -71,7 +71,10 @@ class GPTPreTrainedModel(nn.Module):
 
     @classmethod
     def from_huggingface(cls, model: str):
-        """Build the model from a folder, a bundled name or a hub name; weights become float32."""
+        """Build the model from a folder, a bundled name or a hub name, in evaluation mode.
+
+        Weights become float32.
+        """
         folder = checkpoint_folder(model)
         config = read_config(folder / "config.json")
         state = from_huggingface_names(read_weights(folder), config, where=folder)
@@ -79,7 +82,7 @@ class GPTPreTrainedModel(nn.Module):
             network = cls(config)
         _check_shapes(state, network.state_dict(), where=folder)
         network.load_state_dict(state, assign=True)
-        return network
+        return network.eval()
 
     def save_pretrained(self, folder, end_token: int | None = None) -> None:
         """Write config.json and model.safetensors as `transformers` reads them.

@@ -88,7 +88,7 @@ class GPT2Model(GPTPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, model: str = "gpt2", d: int = 768, l: int = 12, num_heads: int = 12):  # noqa: E741
-        """A HuggingFace GPT-2 by hub name, size name or folder, with its weights.
+        """A HuggingFace GPT-2 by hub name, size name or folder, with its weights, not training.
 
         The checkpoint's own config.json gives the shape; d (hidden size), l (layers) and num_heads
         are the course's signature, and are checked against it for the published sizes.

@@ -7,6 +7,9 @@ import pytest
 import torch
 from course_files import call_main
 from torch import nn
+from transformers import GPT2Config as TheirConfig
+from transformers import GPT2LMHeadModel
+from transformers import GPT2Model as TheirModel
 
 import sanity_check
 from config import GPT2Config
@@ -50,6 +53,22 @@ def test_the_real_program_passes_and_prints_the_largest_difference(folder):
     for side, line in {"right": right, "left": left}.items():
         said, _, rest = line.partition(": largest difference ")
         assert said == f"padding on the {side}" and 0 < float(rest.split(",")[0]) < 1e-4
+
+
+@torch.no_grad()
+def test_the_courses_check_passes_right_after_loading(tmp_path):
+    """It never calls eval(), as HuggingFace's from_pretrained returns a model in that mode."""
+    GPT2LMHeadModel(TheirConfig(vocab_size=61, n_embd=32, n_layer=2, n_head=4)).save_pretrained(
+        tmp_path
+    )
+    theirs, ours = (kind.from_pretrained(str(tmp_path)) for kind in (TheirModel, GPT2Model))
+    assert not ours.training and ours.config.hidden_dropout_prob == 0.1
+    ids, mask = sanity_check.example_batch(61)
+    expected = theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    found = ours(ids, mask)["last_hidden_state"]
+    real = mask[:, :, None]
+    close = {"atol": 1e-5, "rtol": 1e-5}  # the course allows 1e-1 and 1e-2
+    torch.testing.assert_close(found * real, expected.hidden_states[-1] * real, **close)
 
 
 def test_the_exact_gelu_fails(folder, monkeypatch, capsys):
@@ -124,7 +143,7 @@ def test_a_model_that_gives_no_numbers_fails(folder, monkeypatch, value, layer):
 
 @torch.no_grad()
 def test_hidden_states_are_the_embedding_each_layer_and_the_last_norm(folder):
-    model = GPT2Model.from_pretrained(str(folder)).eval()
+    model = GPT2Model.from_pretrained(str(folder))
     input_ids, mask = sanity_check.example_batch(61)
     states = sanity_check.hidden_states(model, input_ids, mask)
     assert len(states) == 3
