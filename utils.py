@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import difflib
 import functools
 import glob
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import urllib.parse
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 from config import SIZES
@@ -20,6 +22,7 @@ from config import SIZES
 ROOT = Path(__file__).resolve().parent
 GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
 BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
+ORGANISATION = "openai-community/"  # the hub knows the published sizes with and without it
 
 
 class InputError(Exception):
@@ -102,11 +105,18 @@ TOKENIZER_FILES = (
 def checkpoint_folder(model_size: str, choices=WEIGHT_FILES) -> Path:
     """The folder with a model's files: a bundled one, the user's, or the hub's local cache.
 
+    A folder in the working directory takes precedence over the hub's model of the same name.
+
     choices: tuples of file names, of which one must be found whole; from the hub, the cache is
     asked first, so that a model that was used once works without network.
     """
     folder = Path(BUNDLED.get(model_size, model_size))
     if folder.is_dir():
+        if model_size in SIZES and not (folder / "config.json").exists():
+            raise InputError(
+                f"{model_size}: the folder {folder.resolve()} hides the model of this name, and is "
+                f"no checkpoint (no config.json): rename it, or work in another folder"
+            )
         return folder
     if model_size in BUNDLED:
         raise InputError(f"{model_size}: {folder} is missing: give one of {', '.join(SIZES)}")
@@ -119,23 +129,38 @@ def _hub_folder(name: str, choices) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    for offline in (True, False):
+    places = [(alias, True) for alias in _hub_names(name)] + [(name, False)]
+    for alias, offline in places:
         if not offline and not _hub_resolves():
             break
         for files in choices:
             try:
-                paths = [hf_hub_download(name, file, local_files_only=offline) for file in files]
+                paths = [hf_hub_download(alias, file, local_files_only=offline) for file in files]
                 return Path(paths[0]).parent
             except EntryNotFoundError:
                 continue  # this repository has other files, or the cache not all of them
             except (OSError, HfHubHTTPError, HFValidationError):
                 break
     raise InputError(
-        f"{name}: neither a folder nor in the HuggingFace cache, and the hub cannot be reached or "
-        f"has no such GPT-2; either (1) connect to the internet once, (2) copy a HuggingFace cache "
-        f"here and set HF_HOME to it, or (3) give --model_size a folder that holds config.json, "
-        f"model.safetensors and the tokenizer files"
+        f"{name}: {did_you_mean(name, [*BUNDLED, *SIZES])}neither a folder nor in the HuggingFace "
+        f"cache, and the hub cannot be reached or has no such GPT-2; --model_size gpt2-mini, which "
+        f"is bundled, works at once; else (1) connect to the internet once, (2) copy a HuggingFace "
+        f"cache here and set HF_HOME to it, or (3) give --model_size a folder that holds "
+        f"config.json, model.safetensors and the tokenizer files"
     )
+
+
+def _hub_names(name: str) -> list[str]:
+    """The names under which the hub, and so its cache, may have a model; the given one first."""
+    bare = name.removeprefix(ORGANISATION)
+    return list(dict.fromkeys((name, bare, ORGANISATION + bare))) if bare in SIZES else [name]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known words that look like a mistyped one, as the beginning of a message; or nothing."""
+    known = list(known)
+    close = [] if word in known else difflib.get_close_matches(word, known)
+    return f"did you mean {' or '.join(close)}? " if close else ""
 
 
 def _hub_resolves() -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 from config import GPT2Config
 from utils import InputError, atomic_path, atomic_write, checkpoint_folder
 
-WEIGHTS, SHARDS, PICKLED = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 CONFIG_NAMES = {
     "vocab_size": "vocab_size",
@@ -133,22 +133,29 @@ def read_config(path) -> GPT2Config:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint folder: safetensors, whole or in shards, else a weights pickle.
+    """The tensors of a checkpoint folder: safetensors, else pickles, in one file or in shards.
 
     Nothing in a file is ever executed: pickles go through torch's weights-only reader.
     """
-    if (folder / WEIGHTS).exists():
-        return _read_tensors(folder / WEIGHTS)
-    if (folder / SHARDS).exists():
-        try:
-            index = json.loads((folder / SHARDS).read_text(encoding="utf-8"))
-            shards = sorted(set(index["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / SHARDS}: no index of weights: copy it again") from error
-        return {k: v for shard in shards for k, v in _read_tensors(folder / shard).items()}
-    if (folder / PICKLED).exists():
-        return _read_tensors(folder / PICKLED)
+    for name in (WEIGHTS, PICKLED):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return _read_tensors(folder / name)
+        if index.exists():
+            shards = [_read_tensors(folder / shard) for shard in _shard_names(index)]
+            return {key: tensor for shard in shards for key, tensor in shard.items()}
     raise InputError(f"{folder}: neither {WEIGHTS} nor {PICKLED}: copy the weights into it")
+
+
+def _shard_names(index: Path) -> list[str]:
+    """The names of the files beside an index that hold a part of the weights each."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard outside of this folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{index}: no index of weights: copy it again") from error
+    return names
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

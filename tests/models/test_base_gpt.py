@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from transformers import GPT2Config as TheirConfig
@@ -96,6 +97,10 @@ def write_theirs(folder, theirs, kind: str) -> None:
     if kind == "pytorch_model.bin":
         theirs.config.save_pretrained(folder)
         torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    elif kind == "pickled shards":
+        theirs.config.save_pretrained(folder)
+        write_pickled_shards(folder, theirs.state_dict())
+        AutoModelForCausalLM.from_pretrained(folder)
     elif kind == "shards":
         theirs.save_pretrained(folder, max_shard_size="20KB")
         assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -105,8 +110,20 @@ def write_theirs(folder, theirs, kind: str) -> None:
         theirs.save_pretrained(folder)
 
 
+def write_pickled_shards(folder, state: dict) -> None:
+    split = split_torch_state_dict_into_shards(
+        state, filename_pattern="pytorch_model{suffix}.bin", max_shard_size="20KB"
+    )
+    assert len(split.filename_to_tensors) > 1
+    for name, keys in split.filename_to_tensors.items():
+        torch.save({key: state[key].clone() for key in keys}, folder / name)
+    index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
-    "kind", ["model.safetensors", "shards", "pytorch_model.bin", "without prefix"]
+    "kind",
+    ["model.safetensors", "shards", "pytorch_model.bin", "pickled shards", "without prefix"],
 )
 @pytest.mark.parametrize("inner", [None, 72])
 def test_every_file_format_of_transformers_is_read(kind, inner, tmp_path):
@@ -297,10 +314,14 @@ def test_truncated_weights_are_refused(folder, name, share):
         load(folder)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": "gone.safetensors"}}'])
-def test_a_broken_index_of_shards_is_refused(folder, index):
+BROKEN = ["{", "[]", '{"weight_map": {"a": "gone.bin"}}', '{"weight_map": {"a": "../gone.bin"}}']
+
+
+@pytest.mark.parametrize("index", BROKEN)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_broken_index_of_shards_is_refused(folder, name, index):
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    (folder / f"{name}.index.json").write_text(index, encoding="utf-8")
     with pytest.raises(InputError, match=f"{folder}.*copy"):
         load(folder)
 
@@ -324,8 +345,30 @@ def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch)
     with pytest.raises(InputError) as caught:
         GPT2Model.from_pretrained("gpt2")
     assert time.monotonic() - start < 5
+    said = str(caught.value)
     for part in ("gpt2", "(1)", "internet", "(2)", "HF_HOME", "(3)", "--model_size", "config.json"):
-        assert part in str(caught.value)
+        assert part in said
+    assert said.index("--model_size gpt2-mini, which is bundled, works at once") < said.index("(1)")
+
+
+@pytest.mark.parametrize(
+    "word, meant",
+    [("gpt-mini", "gpt2-mini"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl")],
+)
+def test_a_mistyped_size_is_answered_by_the_one_that_was_meant(word, meant, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("utils._hub_resolves", lambda: False)
+    with pytest.raises(InputError, match=rf"^{word}: did you mean {meant}\b"):
+        load(word)
+
+
+def test_a_folder_that_hides_a_size_and_is_no_checkpoint_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("gpt2").mkdir()
+    with pytest.raises(InputError, match=rf"the folder {tmp_path}/gpt2 hides the model"):
+        load("gpt2")
+    strong_model().save_pretrained("gpt2")
+    assert load("gpt2").config == TINY
 
 
 NO_NETWORK = """
@@ -336,19 +379,27 @@ def refuse(*_, **__):
 
 socket.getaddrinfo = socket.socket.connect = refuse
 from models.gpt2 import GPT2Model
-print(GPT2Model.from_pretrained("gpt2").config.hidden_size)
+print(GPT2Model.from_pretrained(sys.argv[1]).config.hidden_size)
 """
 
 
-def test_the_cache_of_the_hub_is_used_without_network(tmp_path):
-    repository = tmp_path / "hub" / "models--gpt2"
+@pytest.mark.parametrize(
+    "cached, asked",
+    [
+        ("gpt2", "gpt2"),
+        ("openai-community/gpt2", "gpt2"),
+        ("gpt2-medium", "openai-community/gpt2-medium"),
+    ],
+)
+def test_the_cache_of_the_hub_is_used_without_network(cached, asked, tmp_path):
+    repository = tmp_path / "hub" / f"models--{cached.replace('/', '--')}"
     snapshot = repository / "snapshots" / "abc123"
     strong_model().save_pretrained(snapshot)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc123", encoding="utf-8")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     run = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK],
+        [sys.executable, "-c", NO_NETWORK, asked],
         cwd=ROOT,
         env=environment | {"HF_HOME": str(tmp_path)},
         capture_output=True,
