@@ -189,7 +189,7 @@ def _unpack(value, file):
         return value
     [(kind, content)] = value.items()
     if kind == "tensor":
-        return file.get_tensor(content)
+        return file.get_tensor(content).clone()  # a view would keep Windows from replacing the file
     if kind == "dict":
         return {key: _unpack(item, file) for key, item in content}
     items = [_unpack(item, file) for item in content]

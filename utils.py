@@ -250,12 +250,18 @@ def atomic_write(path, mode: str = "w"):
 
 
 def _sync(path) -> None:
-    """Wait until a file's bytes, or a folder's renames, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Wait until a file's bytes, or a folder's renames, would survive a power cut.
+
+    A file is opened for writing, as Windows asks. Folders cannot be opened there, nor synced on
+    some network drives: for them this is an attempt.
+    """
+    is_folder = os.path.isdir(path)
+    with contextlib.suppress(OSError) if is_folder else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove_leftovers(folder, name: str | None = None) -> None:

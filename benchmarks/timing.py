@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import threading
@@ -128,6 +127,8 @@ def peak_mb(device: torch.device) -> float:
         fields = dict(line.split(":", 1) for line in lines)
         if "VmHWM" in fields:
             return int(fields["VmHWM"].split()[0]) * 1024 / MEGABYTE
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 

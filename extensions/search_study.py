@@ -78,10 +78,10 @@ def retry_interrupted(study) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
     except PermissionError:
         return True
+    except OSError:  # none of this number, in Linux's words or in Windows'
+        return False
     return True
 
 

@@ -1,5 +1,7 @@
 """Seeds, tokenizers, masks, and files that appear whole or not at all; errors are one line."""
 
+import errno
+import fcntl
 import os
 import random
 import shutil
@@ -197,6 +199,32 @@ def test_bytes_are_on_the_disk_before_the_name_points_to_them(tmp_path, monkeypa
     with atomic_write(tmp_path / "file.txt") as file:
         file.write("x")
     assert calls == [False, "replace", True]
+
+
+@pytest.mark.parametrize("refused", ["open", "fsync"])
+def test_a_system_that_syncs_no_folders_and_only_writable_files_is_served(
+    tmp_path, monkeypatch, refused
+):
+    """As Windows and some network drives."""
+    real_open, real_fsync, synced = os.open, os.fsync, []
+
+    def open_files_only(path, flags, *mode, **at):
+        if refused == "open" and os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, flags, *mode, **at)
+
+    def fsync_what_is_writable(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+            raise OSError(errno.EINVAL if is_folder else errno.EBADF, "refused")
+        synced.append(descriptor)
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "open", open_files_only)
+    monkeypatch.setattr(os, "fsync", fsync_what_is_writable)
+    with atomic_write(tmp_path / "file.txt") as file:
+        file.write("x")
+    assert names(tmp_path) == ["file.txt"] and len(synced) == 1
 
 
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
