@@ -57,6 +57,13 @@ class AdamW(torch.optim.Optimizer):
         )
         super().__init__(params, defaults)
 
+    def init_state(self) -> None:
+        """Make the moments of all parameters, which otherwise begin with their first gradient."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.requires_grad and not self.state[param]:
+                    self._begin(param)
+
     @torch.no_grad()
     def step(self, closure=None):
         """Update every parameter that has a gradient; returns the closure's loss, if given."""
@@ -90,13 +97,15 @@ class AdamW(torch.optim.Optimizer):
             raise RuntimeError(
                 "AdamW does not support sparse gradients: use torch.optim.SparseAdam"
             )
+        if not self.state[param]:
+            self._begin(param)
         state = self.state[param]
-        if not state:
-            state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
         state["step"] += 1
         return state
+
+    def _begin(self, param) -> None:
+        zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+        self.state[param] = {"step": 0, **zeros}
 
 
 def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

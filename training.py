@@ -135,6 +135,8 @@ def fit(
         run.restore()
     elif folder.last.exists():
         run.log("a run with these flags was here before and is done anew; --resume would go on")
+    if not run.progress.finished and hasattr(run.optimizer, "init_state"):
+        run.optimizer.init_state()  # now: memory that runs out later is answered by smaller pieces
     while not run.progress.finished:
         run.train_epoch()
         with run.evaluated():

@@ -182,6 +182,31 @@ def test_memory_in_another_order_changes_nothing(monkeypatch, what):
         assert np.abs(parameter.detach().numpy() - theta).max() < 1e-13
 
 
+def test_moments_that_were_made_before_change_no_number():
+    theta = numbers(3, 4, seed=0)
+
+    class Prepared(AdamW):
+        def __init__(self, *args, **hyper):
+            super().__init__(*args, **hyper)
+            self.init_state()
+
+    assert (
+        distance(by_optimizer(Prepared, theta, **HYPER), by_optimizer(AdamW, theta, **HYPER)) == 0
+    )
+
+
+def test_a_parameter_without_a_gradient_stays_where_it_is_though_its_moments_are_there():
+    moved, still, frozen = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    frozen.requires_grad_(False)
+    steps = AdamW([moved, still, frozen], weight_decay=0.1)
+    steps.init_state()
+    assert steps.state.keys() == {moved, still} and steps.state[still]["step"] == 0
+    moved.grad = torch.ones(2)
+    steps.step()
+    assert steps.state[moved]["step"] == 1 and steps.state[still]["step"] == 0
+    assert still.tolist() == frozen.tolist() == [1, 1] and moved.max() < 1
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (2, 0, 3)])
 def test_parameters_of_any_shape_are_updated(shape):
     found = by_optimizer(AdamW, numbers(*shape, seed=0), **HYPER)

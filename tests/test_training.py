@@ -89,6 +89,24 @@ def test_out_of_memory_is_answered_by_fewer_rows_at_a_time_and_the_same_gradient
     assert sum(rows > most for rows in tried) == len([m for m in said if "out of memory" in m])
 
 
+def test_the_moments_are_there_before_the_first_forward_pass(tmp_path):
+    """So memory that runs out does so where smaller pieces can answer it."""
+    made = []
+
+    class Keep(Extension):
+        def make_optimizer(self, model, lr, weight_decay):
+            made.append(AdamW(model.parameters(), lr=lr))
+            return made[0]
+
+    def look(logits, batch):
+        [optimizer] = made
+        states = [optimizer.state[p] for group in optimizer.param_groups for p in group["params"]]
+        assert all(state["exp_avg"].shape == state["exp_avg_sq"].shape for state in states)
+        return summed_loss(logits, batch)
+
+    run(Averager(), tmp_path, loss_fn=look, extensions=[Keep()])
+
+
 def test_one_row_that_does_not_fit_ends_the_run(tmp_path):
     def never(logits, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
