@@ -26,14 +26,14 @@ ANSWERS = ["yes", "no"] * 5000  # often enough to become one token each: the clo
 
 
 def documents(paths: Iterable) -> Iterator[str]:
-    """The documents of UTF-8 files, which may be compressed (.xz, .gz).
+    """The documents of UTF-8 files, which may be compressed (.xz, .gz) and begin with a mark (BOM).
 
     A line that holds only <|endoftext|> separates them.
     """
     for path in map(Path, paths):
         lines, number = [], 0
         try:
-            with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
+            with OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:
                 for number, line in enumerate(file, start=1):  # noqa: B007
                     if line.strip() != END_OF_TEXT:
                         lines.append(line)

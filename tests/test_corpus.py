@@ -53,6 +53,18 @@ def test_files_follow_each_other_and_may_be_compressed(tmp_path):
     assert list(documents([plain, str(packed), zipped])) == ["é one", "two"] * 3
 
 
+PACKERS = {"": bytes, ".xz": lzma.compress, ".gz": gzip.compress}
+
+
+@pytest.mark.parametrize("end", PACKERS)
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, end):
+    """At the start of each file; there it would also hide a line with the end token."""
+    paths = [tmp_path / f"{name}.txt{end}" for name in "ab"]
+    paths[0].write_bytes(PACKERS[end](f"one\n{END}\ntwo \ufeff".encode("utf-8-sig")))
+    paths[1].write_bytes(PACKERS[end](f"{END}\nthree\n".encode("utf-8-sig")))
+    assert list(documents(paths)) == ["one", "two \ufeff", "three"]
+
+
 @pytest.mark.parametrize("name", ["a.txt.xz", "a.txt.gz", "a.txt"])
 def test_a_broken_file_is_named(tmp_path, name):
     pack = {"xz": lzma.compress, "gz": gzip.compress}.get(name.split(".")[-1])
