@@ -50,6 +50,24 @@ def documents(paths: Iterable) -> Iterator[str]:
             yield text
 
 
+def split_texts(texts: list[str], share: float, tokenizer=None) -> tuple[list[str], list[str]]:
+    """The first `share` of all tokens as text, and the rest; the text on the border is cut in two.
+
+    No character is cut. Without a tokenizer, characters are counted instead of tokens.
+    """
+
+    def tokens(text: str):
+        return tokenizer(text, verbose=False)
+
+    sizes = [len(tokens(text)["input_ids"] if tokenizer else text) for text in texts]
+    i, left = 0, int(share * sum(sizes))
+    while left >= sizes[i]:
+        i, left = i + 1, left - sizes[i]
+    cut = tokens(texts[i]).token_to_chars(left).start if tokenizer else left
+    before = [*texts[:i], texts[i][:cut]]
+    return before if cut else before[:-1], [texts[i][cut:], *texts[i + 1 :]]
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int):
     """GPT-2's kind of tokenizer, a byte-level BPE, learnt from texts; "yes" and "no" are tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -119,8 +137,8 @@ class TokenBlocks(Dataset):
         self.t, blocks = t, (len(self.tokens) - 1) // t
         if blocks < 1:
             raise InputError(
-                f"{path}: {len(self.tokens)} tokens do not fill a block of {t}: give more text or "
-                f"a smaller --block"
+                f"{path}: {len(self.tokens)} tokens do not fill a block of {t}, which takes "
+                f"{t + 1}: give more text or a smaller --block"
             )
         count = min(blocks, most or blocks)
         self.starts = [t * (i * blocks // count) for i in range(count)]

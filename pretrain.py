@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from corpus import (
     collate_blocks,
     documents,
     save_tokenizer,
+    split_texts,
     train_tokenizer,
     write_tokens,
 )
@@ -58,6 +60,7 @@ SHAPES = {
     **SIZES,
 }
 BETAS = (0.9, 0.95)
+MANY = 100  # documents, of which the last hundredth is one or more
 # Dense bf16 FLOP/s of a GPU, from NVIDIA's data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
@@ -173,32 +176,44 @@ def prepare_data(args, worker: Worker) -> Path:
 
 def write_data(args, folder: Path) -> None:
     """Learn or copy the tokenizer, then write the tokens of train and valid."""
+    for files in filter(None, (args.text, args.valid)):
+        if next(documents(files), None) is None:
+            raise InputError(f"{', '.join(files)}: no text, expected a document: give other files")
     count = sum(1 for _ in islice(documents(args.text), args.limit))
-    kept_out = 0 if args.valid else max(count // 100, 1)
-    if count - kept_out < 1:
-        raise InputError(f"{args.text[0]}: {count} documents: too few to train on and validate by")
-
-    def texts() -> dict:
-        valid = documents(args.valid or args.text)
-        return {
-            "train": islice(documents(args.text), count - kept_out),
-            "valid": islice(valid, count - kept_out if kept_out else 0, args.limit),
-        }
-
-    if kept_out:
-        print(f"no --valid: the last {kept_out} of the documents are kept out for validation")
+    if not args.valid:
+        end = f"{count // MANY} of the documents are" if count >= MANY else "tenth of the tokens is"
+        print(f"no --valid: the last {end} kept out for validation; documents: {count}")
     if args.tokenizer:
         tokenizer = load_tokenizer(args.tokenizer)
     else:
-        print(f"learning a tokenizer of {args.vocab_size} tokens from {count - kept_out} documents")
-        tokenizer = train_tokenizer(texts()["train"], args.vocab_size)
+        print(f"learning a tokenizer of {args.vocab_size} tokens from the training text")
+        tokenizer = train_tokenizer(split(args, count)["train"], args.vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, folder)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
         json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
-    for name, chosen in texts().items():
-        write_tokens(folder / f"{name}.bin", tokenizer, chosen)
+    for name, texts in split(args, count, tokenizer).items():
+        write_tokens(folder / f"{name}.bin", tokenizer, texts)
+
+
+def split(args, count: int, tokenizer=None) -> dict[str, Iterable[str]]:
+    """The texts of train and valid.
+
+    Without --valid, the last hundredth of the documents is valid; if that is less than one, the
+    last tenth of their tokens (or characters, as long as there is no tokenizer).
+    """
+    texts = islice(documents(args.text), args.limit)
+    if args.valid:
+        return {"train": texts, "valid": islice(documents(args.valid), args.limit)}
+    if count < MANY:
+        train, valid = split_texts(list(texts), 0.9, tokenizer)
+        return {"train": train, "valid": valid}
+    first = count - count // MANY
+    return {
+        "train": islice(texts, first),
+        "valid": islice(documents(args.text), first, args.limit),
+    }
 
 
 def build_loaders(args, data: Path, worker: Worker) -> dict:
@@ -326,7 +341,7 @@ def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker
 def get_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", required=True, help="UTF-8 files, also .xz or .gz")
-    parser.add_argument("--valid", nargs="*", default=[], help="default: 1 %% of the documents")
+    parser.add_argument("--valid", nargs="*", default=[], help="default: the end of --text")
     parser.add_argument("--out", required=True, help="the folder of the trained model")
     parser.add_argument("--size", choices=SHAPES, default="mini")
     parser.add_argument("--init", help="a folder or size whose weights to go on from")

@@ -15,6 +15,7 @@ from corpus import (
     collate_blocks,
     documents,
     facts_path,
+    split_texts,
     train_tokenizer,
     write_tokens,
 )
@@ -75,6 +76,22 @@ def test_a_broken_file_is_named(tmp_path, name):
         list(documents([tmp_path / name]))
     with pytest.raises(InputError, match="nowhere: no such file"):
         list(documents([tmp_path / "nowhere"]))
+
+
+@pytest.mark.parametrize("texts", [TEXTS, ["☃é" * 500], ["a", "long " * 50, "b"], ["ab", "c"]])
+def test_texts_are_cut_at_a_share_of_their_tokens_and_nothing_is_lost(texts, tokenizer):
+    before, after = split_texts(texts, 0.9, tokenizer)
+    assert "".join([*before, *after]) == "".join(texts) and all([*before, *after])
+    assert before[:-1] == texts[: len(before) - 1]
+    assert after[1:] == texts[len(texts) - len(after) + 1 :]
+    counts = [sum(len(tokenizer(text)["input_ids"]) for text in part) for part in (before, after)]
+    assert counts[0] == pytest.approx(0.9 * sum(counts), abs=4)
+
+
+def test_without_a_tokenizer_texts_are_cut_at_a_share_of_their_characters():
+    assert split_texts(["abc", "defghij"], 0.9) == (["abc", "defghi"], ["j"])
+    assert split_texts(["abcdefghi", "j"], 0.9) == (["abcdefghi"], ["j"])
+    assert split_texts(["a"], 0.9) == ([], ["a"])
 
 
 # -- the tokenizer -----------------------------------------------------------------------------
@@ -163,7 +180,7 @@ def test_a_part_of_the_blocks_is_spread_over_the_file(blocks, tmp_path):
 
 def test_too_short_a_text_is_refused(tmp_path, tokenizer):
     write_tokens(tmp_path / "t.bin", tokenizer, ["a"])
-    with pytest.raises(InputError, match=r"2 tokens do not fill a block of 8: give more text"):
+    with pytest.raises(InputError, match=r"2 tokens do not fill a block of 8, which takes 9: give"):
         TokenBlocks(tmp_path / "t.bin", 8)
 
 

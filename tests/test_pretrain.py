@@ -1,5 +1,6 @@
 """Pre-training: text in, a folder out that transformers loads with equal logits; exact resume."""
 
+import itertools
 import json
 import math
 import os
@@ -294,14 +295,20 @@ def test_utilisation_is_the_share_of_the_gpu_s_peak(monkeypatch):
         (["--vocab_size", "10"], "--vocab_size 10: expected at least 257"),
         (["--block", "0"], "--block 0: expected at least 1"),
         (["--dropout", "2"], "--dropout 2.0: expected from 0 to 1"),
-        (["--text", "small.txt", "--valid"], "small.txt: 1 documents: too few"),
-        (["--block", "60000"], "do not fill a block of 60000: give more text"),
+        (
+            ["--text", "small.txt", "--valid"],
+            "do not fill a block of 32, which takes 33: give more",
+        ),
+        (["--text", "empty.txt"], "empty.txt: no text, expected a document"),
+        (["--valid", "empty.txt"], "empty.txt: no text, expected a document"),
+        (["--block", "60000"], "do not fill a block of 60000, which takes 60001: give more text"),
         (["--out", "text.txt/deep"], "cannot be written"),
         (["--init", "./nowhere"], "./nowhere: no such folder"),
     ],
 )
 def test_a_mistake_is_said_in_one_line(place, monkeypatch, capsys, flags, said):
     write("small.txt", "one document")
+    write("empty.txt", "\n<|endoftext|>\n\n")
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *SHORT, *flags)
     error = capsys.readouterr().err
@@ -317,6 +324,43 @@ def test_without_a_validation_text_the_last_documents_are_kept_out(place, monkey
         for name in ("train", "valid")
     }
     assert (facts["train"]["documents"], facts["valid"]["documents"]) == (396, 4)
+
+
+@pytest.mark.parametrize("ends", [[], [0.3], [0.5, 0.99]])
+def test_of_few_documents_the_last_tenth_of_the_tokens_is_kept_out(
+    ends, place, monkeypatch, capsys
+):
+    """Without a line of <|endoftext|> a file is one document; the last one may be short."""
+    text = Path("text.txt").read_text(encoding="utf-8").replace("<|endoftext|>\n", "")
+    places = [0, *(int(len(text) * end) for end in ends), len(text)]
+    parts = [text[i:j].strip() for i, j in itertools.pairwise(places)]
+    write("few.txt", "\n<|endoftext|>\n".join(parts))
+    call_main(monkeypatch, "pretrain", "--text", "few.txt", "--out", "out", *SHORT)
+    said = "no --valid: the last tenth of the tokens is kept out for validation; documents: "
+    assert f"{said}{len(parts)}\n" in capsys.readouterr().out
+    train, valid = (
+        json.loads(next(Path("runs").glob(f"tokens-*/{name}.json")).read_text("utf-8"))
+        for name in ("train", "valid")
+    )
+    assert valid["tokens"] == pytest.approx((train["tokens"] + valid["tokens"]) / 10, abs=4)
+    assert train["bytes"] + valid["bytes"] == sum(len(part.encode()) for part in parts)
+    facts = json.loads(Path("out/training.json").read_text(encoding="utf-8"))
+    bits = facts["val_loss"] / math.log(2) * valid["tokens"] / valid["bytes"]
+    assert facts["bits_per_byte"] == pytest.approx(bits)
+
+
+def test_the_tokenizer_is_not_learnt_from_the_text_that_is_kept_out(place, monkeypatch):
+    learnt, real = [], pretrain.train_tokenizer
+
+    def train_tokenizer(texts, vocab_size):
+        learnt.extend(texts)
+        return real(learnt, vocab_size)
+
+    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
+    text = "red and blue " * 200
+    write("one.txt", text)
+    call_main(monkeypatch, "pretrain", "--text", "one.txt", "--out", "out", *SHORT)
+    assert learnt == [text.strip()[: int(0.9 * len(text.strip()))]]
 
 
 def test_settings_that_are_missing_are_refused():
