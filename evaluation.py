@@ -93,6 +93,11 @@ def cross_entropy(model, loader, loss_fn, device, forward=forward_tokens) -> flo
     return sum(torch.stack(losses).tolist()) / targets
 
 
+def perplexity(loss: float) -> float:
+    """exp of a mean loss in nats a token; infinite where no float is as large."""
+    return float(torch.tensor(loss, dtype=torch.float64).exp())
+
+
 def write_predictions(path, column: str, sent_ids: list[str], values: list[int]) -> None:
     """A prediction file: the header `id, <column>`, then one line a row."""
     with atomic_write(path) as file:

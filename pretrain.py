@@ -35,7 +35,7 @@ from corpus import (
     train_tokenizer,
     write_tokens,
 )
-from evaluation import cross_entropy
+from evaluation import cross_entropy, perplexity
 from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.generation import generate
 from models.gpt2 import GPT2Model, backbone, next_token_loss
@@ -240,7 +240,7 @@ def evaluate(model, loader, device) -> dict:
     """Validation loss in nats a token, its exponential, and bits a byte of text."""
     loss = cross_entropy(model, loader, loss_fn, device, lambda m, batch: m(batch["token_ids"]))
     bits = loss / math.log(2) / loader.dataset.bytes_per_token
-    return {"val_loss": loss, "val_perplexity": math.exp(loss), "bits_per_byte": bits}
+    return {"val_loss": loss, "val_perplexity": perplexity(loss), "bits_per_byte": bits}
 
 
 def sample(model: LanguageModel, tokenizer, device) -> str:
@@ -265,7 +265,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
     def evaluate_epoch(model) -> dict:
         rate = meter.tokens_per_second()
         figures = evaluate(model, loaders["dev"], worker.device)
-        if worker.is_main:
+        if worker.is_main and math.isfinite(figures["val_loss"]):
             print(f"  sample: {sample(model, tokenizer, worker.device)!r}")
         used = utilisation(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}

@@ -23,6 +23,7 @@ from evaluation import (
     opening,
     openings,
     partners,
+    perplexity,
     prompt_text,
     report_table,
     sonnet_report,
@@ -165,7 +166,7 @@ def loss_fn(logits, batch: dict):
 def evaluate(model, loader, device) -> dict:
     """Cross-entropy a token on the dev sonnets, and its exponential."""
     loss = cross_entropy(model, loader, loss_fn, device)
-    return {"dev_loss": loss, "dev_perplexity": float(torch.tensor(loss).exp())}
+    return {"dev_loss": loss, "dev_perplexity": perplexity(loss)}
 
 
 def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None:

@@ -140,6 +140,7 @@ def fit(
     while not run.progress.finished:
         run.train_epoch()
         with run.evaluated():
+            run.check_weights()
             run.judge(evaluate(model))
         run.finish_epoch()
     if worker.is_main:
@@ -288,10 +289,12 @@ class Trainer:
             extension.after_step(self.model)
 
     def _diverged(self, what: str, step: int, ids: list[str]) -> None:
+        rows = f"; batch ids: {', '.join(ids)}" if ids else ""
+        kept = self.progress.best_epoch is not None
         raise InputError(
-            f"epoch {self.progress.epoch}, step {step}: {what}; batch ids: {', '.join(ids)}; "
-            f"the run stops, {self.folder.path} keeps the best epoch before: give a smaller --lr "
-            f"or --clip 1, or look at these rows"
+            f"epoch {self.progress.epoch}, step {step}: {what}{rows}; the run stops"
+            f"{f', {self.folder.path} keeps the best epoch before' if kept else ''}: give a "
+            f"smaller --lr or --clip 1{', or look at these rows' if ids else ''}"
         )
 
     # -- between epochs -------------------------------------------------------------------------
@@ -302,11 +305,14 @@ class Trainer:
                 stack.enter_context(extension.evaluated(self.model))
             return stack.pop_all()
 
+    def check_weights(self) -> None:
+        """Stop a run whose weights cannot be evaluated."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
+            self._diverged("a weight is not finite", self.progress.step, [])
+
     def judge(self, metrics: dict) -> None:
         """Record the figures, and keep the weights if they are the best so far."""
         progress, options = self.progress, self.options
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
-            self._diverged("a weight is not finite", progress.step, [])
         record = {
             "epoch": progress.epoch,
             "train_loss": progress.loss / progress.targets,
@@ -319,9 +325,10 @@ class Trainer:
             f"{key.replace('_', ' ')} :: {record[key]:.3f}" for key in record if key != "epoch"
         ]
         self.log(f"Epoch {progress.epoch}: {', '.join(shown)}")
+        for name, figure in metrics.items():
+            if not math.isfinite(figure):
+                self._diverged(f"{name} is {figure}", progress.step, [])
         value = metrics[options.metric]
-        if not math.isfinite(value):
-            self._diverged(f"{options.metric} is {value}", progress.step, [])
         sign = 1 if options.maximise else -1
         if progress.best is None or sign * value > sign * progress.best:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0

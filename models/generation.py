@@ -170,8 +170,14 @@ def _uncached_step(model, tokens, lengths):
 
 def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):
     """Pick one token a row from logits (b, v); returns (b,). Temperature 0 takes the likeliest."""
+    largest, likeliest = logits.max(dim=-1)
+    if not bool(largest.isfinite().all()):
+        raise InputError(
+            "a logit is not finite, so that no token can be drawn: the model's training diverged: "
+            "train with a smaller --lr or --clip 1"
+        )
     if temperature == 0:
-        return logits.argmax(dim=-1)
+        return likeliest
     probabilities = keep_top_k(logits.float() / temperature, top_k).softmax(dim=-1)
     return draw_from_nucleus(probabilities, top_p, generator)
 

@@ -26,6 +26,7 @@ from evaluation import (
     null_baseline,
     opening,
     partners,
+    perplexity,
     predict,
     prompt_text,
     report_table,
@@ -98,6 +99,13 @@ def grader_s_batches(labelled: bool) -> list[dict]:
         }
         batches.append(batch | ({"labels": torch.tensor(labels)} if labelled else {}))
     return batches
+
+
+def test_perplexity_is_the_exponential_of_any_loss():
+    assert perplexity(0.0) == 1.0 and perplexity(3.5) == pytest.approx(math.exp(3.5), rel=1e-12)
+    assert perplexity(710.0) == perplexity(math.inf) == math.inf and math.isnan(
+        perplexity(math.nan)
+    )
 
 
 def test_paraphrases_are_evaluated_by_the_course_s_signature():

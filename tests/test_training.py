@@ -344,16 +344,22 @@ def test_a_dev_figure_that_is_not_a_number_never_becomes_the_best(tmp_path):
     assert load_tree(run_path(tmp_path, "*/last.safetensors"))["progress"]["epoch"] == 1
 
 
+def test_any_dev_figure_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(InputError, match="step 3: other is inf; the run stops: give a smaller"):
+        run(Averager(), tmp_path, evaluate=lambda model: {"dev": 1.0, "other": math.inf})
+    assert not list(tmp_path.glob("*/best.safetensors"))
+
+
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(tmp_path):
     class Spoiler(Extension):
         def after_step(self, model):
             model.head.bias.data[0] = math.nan
 
-    def one_batch_only(**how):
-        run(Averager(), tmp_path, extensions=[Spoiler()], rows=4, batch_size=4, **how)
+    def evaluate(model):
+        raise AssertionError("what is not finite was evaluated")
 
-    with pytest.raises(InputError, match="a weight is not finite"):
-        one_batch_only()
+    with pytest.raises(InputError, match="step 1: a weight is not finite; the run stops: give a"):
+        run(Averager(), tmp_path, extensions=[Spoiler()], evaluate=evaluate, rows=4, batch_size=4)
     assert not list(tmp_path.glob("*/best.safetensors"))
 
 

@@ -1,5 +1,7 @@
 """Text is what transformers generates, cached or not, alone or in a batch; draws are fair."""
 
+import math
+
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
@@ -326,6 +328,17 @@ def test_temperature_sharpens_and_0_takes_the_likeliest():
         chosen = choose(row.expand(n, -1), temperature, generator=generator)
         found = torch.bincount(chosen, minlength=3) / n
         torch.testing.assert_close(found, (row / temperature).softmax(-1), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(temperature, wrong):
+    logits = torch.randn(3, VOCABULARY)
+    logits[:, 4] = -math.inf  # an entry that is ruled out
+    assert choose(logits, temperature, top_p=0.9).shape == (3,)
+    logits[1, 7] = wrong
+    with pytest.raises(InputError, match="a logit is not finite, so that no token can be drawn"):
+        choose(logits, temperature, top_p=0.9)
 
 
 def test_top_k_comes_before_top_p_and_both_cut():
