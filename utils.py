@@ -5,6 +5,7 @@ import ctypes
 import difflib
 import functools
 import glob
+import importlib
 import json
 import os
 import platform
@@ -54,6 +55,15 @@ def command(main):
         sys.exit(2)
 
     return run
+
+
+def optional(module: str, who: str):
+    """Import a module of a package that requirements.txt leaves out; `who` needs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:  # of the package, or of one that it needs itself
+        package = (error.name or module).partition(".")[0]
+        raise InputError(f"{who} needs {package}: pip install {package}") from error
 
 
 def keep_freed_memory() -> None:

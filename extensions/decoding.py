@@ -88,10 +88,18 @@ def complete(
 def report(sonnets: list[Record], gold: list[Record], prompts: list[Record]) -> dict[str, float]:
     """`sonnet_report`, and the form's figures where the dictionary is installed."""
     figures = sonnet_report(sonnets, gold, prompts)
-    try:
-        return figures | sonnet_form.form_report([sonnet.text for sonnet in sonnets])
-    except InputError:
+    if without_dictionary():
         return figures
+    return figures | sonnet_form.form_report([sonnet.text for sonnet in sonnets])
+
+
+def without_dictionary() -> str:
+    """Why rhymes and syllables cannot be counted; empty if they can."""
+    try:
+        sonnet_form.dictionary()
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def output_path(path: str, flag: str, several: bool) -> Path:
@@ -165,6 +173,8 @@ def run(args, worker, say) -> None:
         for name, texts in (("random lines", random_lines(args, dev)), ("the poet's own", gold)):
             rows[name] = report(texts, gold, dev)
         say(report_table(rows))
+        if reason := without_dictionary():
+            say(f"rhymes and syllables are not counted: {reason}")
         files = f"--gold {args.dev_gold_path} --prompts {args.dev_sonnet_path}"
         say(f"next: python evaluation.py {files} --sonnets FILE scores a file")
     else:

@@ -13,8 +13,8 @@ Z is dropout, 0 or 1 / (1 − p); the backward pass draws it again from the seed
 appendix B.4). So memory grows with t, not t², and tiles that lie in the future are left out.
 
 Differs from the paper in that the text below is PyTorch, for reading and for machines without a
-GPU: it saves memory, not time. On GPUs `flash_attention_triton.py` has the kernels. A seed for each
-tile stands for the generator's state, and a query whose every key is hidden gets 0.
+GPU: it saves memory, not time; GPUs have kernels/flash_attention_triton.py. A seed for each tile
+stands for the generator's state, and a query whose every key is hidden gets 0.
 
     python classifier.py --use_gpu --fine-tune-mode full-model --extension flash_attention
 """
@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from modules.attention import CausalSelfAttention
 from training import Extension
-from utils import InputError
+from utils import InputError, optional
 
 WIDEST_HEAD = 128  # that Triton's kernels are for
 
@@ -88,11 +88,11 @@ def passes(kernel: str, query):
     """The forward and the backward function: the two below, or Triton's."""
     on_gpu = query.device.type == "cuda"
     fits = query.shape[-1] <= WIDEST_HEAD and query.dtype != torch.float64
-    installed = kernel != "torch" and importlib.util.find_spec("triton") is not None
-    if kernel == "torch" or (kernel == "auto" and not (on_gpu and fits and installed)):
+    if kernel == "auto":
+        installed = importlib.util.find_spec("triton") is not None
+        kernel = "triton" if on_gpu and fits and installed else "torch"
+    if kernel == "torch":
         return tiled_forward, tiled_backward
-    if not installed:
-        raise InputError("flash_attention: kernel=triton: it is not installed: give kernel=auto")
     if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
         raise InputError("flash_attention: kernel=triton: it needs a GPU: give kernel=auto")
     if not fits:
@@ -100,7 +100,8 @@ def passes(kernel: str, query):
             f"flash_attention: kernel=triton: heads of {query.shape[-1]} in {query.dtype}, "
             f"expected at most {WIDEST_HEAD}, not in float64: give kernel=auto"
         )
-    from extensions.flash_attention_triton import triton_backward, triton_forward
+    optional("triton", "flash_attention: kernel=triton")
+    from kernels.flash_attention_triton import triton_backward, triton_forward
 
     return triton_forward, triton_backward
 

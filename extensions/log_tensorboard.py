@@ -9,18 +9,15 @@ A resumed run goes on in the same curves. Needs the tensorboard package; nothing
 from dataclasses import dataclass
 
 from training import Extension
-from utils import InputError
+from utils import optional
 
 
 @dataclass
 class LogTensorBoard(Extension):
     def __post_init__(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                f"log_tensorboard: {error}: pip install tensorboard, or leave it out"
-            ) from error
+        optional("tensorboard", "log_tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer_class, self._writer = SummaryWriter, None
 
     def after_epoch(self, record: dict, folder) -> None:

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 
 from training import Extension
-from utils import InputError
+from utils import InputError, optional
 
 MODES = ("online", "offline", "disabled")
 
@@ -24,11 +24,7 @@ class LogWandb(Extension):
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"log_wandb: mode={self.mode}: expected one of {', '.join(MODES)}")
-        try:
-            import wandb
-        except ImportError as error:
-            raise InputError(f"log_wandb: {error}: pip install wandb, or leave it out") from error
-        self._wandb, self._run = wandb, None
+        self._wandb, self._run = optional("wandb", "log_wandb"), None
 
     def after_epoch(self, record: dict, folder) -> None:
         if self._run is None:

@@ -37,7 +37,7 @@ from extensions.search_space import parse_space, probes, words_of
 from extensions.search_study import ended, open_study, retry_interrupted, sampler_seed
 from extensions.search_trial import TASKS, TrialFailed, run_trial
 from flags import check_range, load_extensions
-from utils import InputError, atomic_path, check_writable, command
+from utils import InputError, atomic_path, check_writable, command, optional
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
 FAILURES = 3  # in a row, before anything worked: then something else is wrong
@@ -178,12 +178,7 @@ def get_args(argv=None):
 
 def prepare(args) -> None:
     """The folder of the study with its stand-ins; what would fail later fails now."""
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "search takes the package optuna: pip install -r requirements-optional.txt"
-        ) from error
+    optional("optuna", "search")
     task = TASKS[args.program]
     parsed = task.module.get_args(args.fixed)
     for name in ("checkpoint", "resume"):

@@ -30,7 +30,7 @@ from itertools import islice
 import torch
 
 from evaluation import verses
-from utils import InputError
+from utils import InputError, optional
 
 SCHEME = "ABABCDCDEFEFGG"
 MARKS = ",.;:!?"
@@ -44,13 +44,7 @@ WORD_TOKENS = 16  # the longest last word
 @functools.cache
 def dictionary():
     """The package `pronouncing`, its dictionary read."""
-    try:
-        import pronouncing
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "the form of sonnets needs the package pronouncing: pip install -r "
-            "requirements-optional.txt"
-        ) from error
+    pronouncing = optional("pronouncing", "the form of sonnets")
     pronouncing.init_cmu()
     return pronouncing
 

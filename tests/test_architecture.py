@@ -47,7 +47,6 @@ PEERS = {  # within a level: who may import whom
     ("models.gpt2", "models.last_token"),
     ("batches", "models.gpt2"),
     ("flags", "training"),
-    ("extensions.flash_attention", "extensions.flash_attention_triton"),
     ("extensions.augment_text", "extensions.leak_check"),
     ("extensions.search", "extensions.search_trial"),
     ("extensions.sonnet_writer", "extensions.decoding_search"),

@@ -439,7 +439,7 @@ def test_a_file_that_is_no_database_is_refused(place, monkeypatch, capsys):
 def test_a_missing_optuna_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    refuse(monkeypatch, capsys, "pip install -r requirements-optional.txt", *SPACE, *TASK)
+    refuse(monkeypatch, capsys, "search needs optuna: pip install optuna\n", *SPACE, *TASK)
 
 
 def refuse(monkeypatch, capsys, said: str, *words) -> None:

@@ -1,4 +1,4 @@
-"""FlashAttention's kernels for GPUs, in Triton: the same tiles as in `flash_attention.py`.
+"""FlashAttention's kernels for GPUs, in Triton: the tiles of extensions/flash_attention.py.
 
 A program owns one block of queries of one head (`forward_kernel`, `query_gradient_kernel`) or one
 of keys (`key_gradient_kernel`), and walks over the blocks of the other side that it has to do with.
@@ -195,7 +195,7 @@ def key_gradient_kernel(
 
 
 def triton_forward(query, key, value, tiles):
-    """`flash_attention.tiled_forward` through `forward_kernel`."""
+    """`extensions.flash_attention.tiled_forward` through `forward_kernel`."""
     shape, settings = _shape(query, tiles), _settings(query, tiles)
     query, key, value = (_by_rows(x) for x in (query, key, value))
     out = torch.empty_like(query)
@@ -206,7 +206,7 @@ def triton_forward(query, key, value, tiles):
 
 
 def triton_backward(grad, query, key, value, out, logsumexp, tiles):
-    """`flash_attention.tiled_backward` through the other three kernels."""
+    """`extensions.flash_attention.tiled_backward` through the other three kernels."""
     shape, settings = _shape(query, tiles), _settings(query, tiles)
     grad, query, key, value, out = (_by_rows(x) for x in (grad, query, key, value, out))
     inputs = (query, key, value)
