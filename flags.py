@@ -4,8 +4,11 @@ The core never imports `extensions/`: a technique is loaded when a run names it.
 """
 
 import argparse
+import ast
+import difflib
 import importlib
 import math
+import pkgutil
 from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -14,7 +17,7 @@ from batches import TokenDataset, make_loader
 from compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
 from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
-from utils import ROOT, InputError
+from utils import InputError
 
 JUDGED = 64  # dev or test rows that a GPU reads at once
 
@@ -141,13 +144,13 @@ def load_extensions(flags: Iterable[str]) -> list[Extension]:
 
 def _load_extension(flag: str) -> Extension:
     name, _, options = flag.partition(":")
-    known = sorted(p.stem for p in (ROOT / "extensions").glob("*.py") if p.stem != "__init__")
+    files = extension_files()
+    if name not in files:
+        raise _no_technique(name)
     try:
         module = importlib.import_module(f"extensions.{name}")
     except ModuleNotFoundError as error:
-        if error.name not in ("extensions", f"extensions.{name}"):
-            raise
-        raise InputError(f"--extension {name}: there are {', '.join(known) or 'none'}") from error
+        raise InputError(f"--extension {name}: {error}: install the package that has it") from error
     classes = [
         value
         for value in vars(module).values()
@@ -156,9 +159,71 @@ def _load_extension(flag: str) -> Extension:
         and is_dataclass(value)
         and value.__module__ == module.__name__
     ]
-    if len(classes) != 1:
-        raise InputError(f"--extension {name}: a program, not a change to a run: see its --help")
+    if not classes and hasattr(module, "main"):
+        raise InputError(
+            f"--extension {name}: a program, not a change to a run: "
+            f"python -m extensions.{name} --help tells its flags"
+        )
+    if not classes:
+        raise _no_technique(name)
+    if len(classes) > 1:
+        names = ", ".join(cls.__name__ for cls in classes)
+        raise InputError(f"--extension {name}: {files[name]}: {names}: expected one technique")
     return classes[0](**parse_options(f"--extension {name}", options, classes[0]))
+
+
+def extension_files() -> dict[str, Path]:
+    """The modules of extensions/, of this folder and of others on the import path, by name."""
+    try:
+        package = importlib.import_module("extensions")
+    except ModuleNotFoundError:
+        return {}
+    found = pkgutil.iter_modules(getattr(package, "__path__", []))
+    return {m.name: Path(m.module_finder.path, f"{m.name}.py") for m in found if not m.ispkg}
+
+
+def techniques() -> list[str]:
+    """The names that --extension takes: of modules with a dataclass that derives from `Extension`.
+
+    Modules are read, not imported: that is quick, and what one of them needs may be missing.
+    """
+    files = extension_files()
+    return sorted(name for name in files if any(_derived_classes(name, files).values()))
+
+
+def _derived_classes(name: str, files: dict[str, Path]) -> dict[str, bool]:
+    """A module's classes that derive from `Extension`, and whether each is a dataclass."""
+    found: dict[str, bool] = {}
+    imported: dict[str, tuple[str, str]] = {}
+
+    def derives(base: str) -> bool:
+        module, original = imported.get(base, ("", ""))
+        if base in found or (module, original) == ("training", "Extension"):
+            return True
+        others = {f"extensions.{other}": other for other in files if other != name}
+        return module in others and original in _derived_classes(others[module], files)
+
+    try:
+        tree = ast.parse(files[name].read_bytes())
+    except SyntaxError:  # unfinished: it cannot be loaded either
+        return found
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            imported |= {a.asname or a.name: (node.module or "", a.name) for a in node.names}
+        elif isinstance(node, ast.ClassDef) and any(derives(ast.unparse(b)) for b in node.bases):
+            found[node.name] = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    return found
+
+
+def _no_technique(name: str) -> InputError:
+    """What is said of a name that no technique has: which there are, the closest first."""
+    known = techniques()
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    known = difflib.get_close_matches(name.lower(), known, n=len(known) + 1, cutoff=0)
+    meant = f", did you mean {near[0]}?" if near else ":"
+    shown = name if name and name.isprintable() else repr(name)
+    listed = ", ".join(known) or "none"
+    return InputError(f"--extension {shown}: no such technique{meant} there are {listed}")
 
 
 def parse_options(where: str, text: str, options_class) -> dict:

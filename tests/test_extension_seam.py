@@ -1,8 +1,10 @@
 """The seam for techniques: each hook does what it says, in every task, loaded by its name."""
 
+import importlib
 import math
 import re
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, is_dataclass
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from tiny_run import Averager, examples, run, run_path, same_bits, summed_loss, 
 
 from batches import collate
 from checkpoint import load_model, load_tree
-from flags import load_extensions
+from flags import extension_files, load_extensions, techniques
 from training import Extension, apply_extensions
 from utils import ROOT, InputError
 
@@ -176,21 +178,58 @@ def test_options_are_the_dataclass_s_fields_in_their_types(probe):
         ("probe:size=three", "size=three, expected int"),
         ("probe:strength=x", "strength=x, expected float"),
         ("probe:frozen=maybe", "frozen=maybe, expected bool"),
-        ("prob", "--extension prob: there are"),
-        ("program", "--extension program: a program"),
+        ("prob", "--extension prob: no such technique, did you mean probe? there are probe, "),
+        ("Probe", "--extension Probe: no such technique, did you mean probe? there are probe, "),
+        ("zzz:a=1", "--extension zzz: no such technique: there are "),
+        ("program", "a program, not a change to a run: python -m extensions.program --help"),
+        ("probe_part", "--extension probe_part: no such technique, did you mean probe?"),
+        ("../probe", "--extension ../probe: no such technique, did you mean probe?"),
+        ("", "--extension '': no such technique: there are "),
+        ("a\nb", r"--extension 'a\nb': no such technique: there are "),
+        ("two", "One, Two: expected one technique"),
+        ("broken", "--extension broken: No module named 'no_such_package': install the package"),
     ],
 )
 def test_a_mistake_in_the_flag_is_answered_with_what_there_is(probe, tmp_path, flag, said):
-    write(tmp_path / "more" / "extensions" / "program.py", '"""A program."""\n')
-    with pytest.raises(InputError, match=re.escape(said)):
+    folder = tmp_path / "more" / "extensions"
+    write(folder / "program.py", "def main():\n    pass\n")
+    write(folder / "probe_part.py", "from training import Extension\n")
+    write(folder / "broken.py", "import no_such_package\n")
+    write(folder / "unfinished.py", "def f(:\n")
+    one = PROBE.replace("class Probe(", "class One(")
+    write(folder / "two.py", one + "\n\n@dataclass\nclass Two(One):\n    pass\n")
+    with pytest.raises(InputError) as refused:
         load_extensions([flag])
+    assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_an_extension_that_lacks_a_package_says_which(probe, tmp_path):
-    """It is not taken for an extension that does not exist."""
-    write(tmp_path / "more" / "extensions" / "broken.py", "import no_such_package\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        load_extensions(["broken"])
+@pytest.mark.skipif(not (ROOT / "extensions").is_dir(), reason="extensions/ is not here")
+@pytest.mark.parametrize("flag", ["nope", "flash_attention_triton", "dpo", "lora_typo", "../x", ""])
+def test_a_name_that_is_no_technique_ends_a_run_in_one_line(flag, place, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_task(monkeypatch, "classifier", "--extension", flag)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("error: --extension ")
+    assert error.count("\n") == 1 and not list(place.glob("runs/*/best.safetensors"))
+
+
+def test_the_techniques_are_the_modules_that_can_be_loaded_though_none_is_imported(probe, tmp_path):
+    folder = tmp_path / "more" / "extensions"
+    write(folder / "base.py", "from training import Extension\n\n\nclass Base(Extension): pass\n")
+    derived = "from dataclasses import dataclass\n\nfrom extensions.base import Base\n\n\n"
+    derived += "@dataclass(frozen=True)\nclass Derived(Base):\n    size: int = 2\n"
+    write(folder / "derived.py", derived)
+    write(folder / "needy.py", f"import no_such_package\n{PROBE}")
+    found = techniques()
+    assert "extensions.derived" not in sys.modules and {"probe", "derived", "needy"} < set(found)
+    names = [name for name in extension_files() if name != "needy" and not name.startswith("test_")]
+    modules = [importlib.import_module(f"extensions.{name}") for name in names]
+    classes = [value for module in modules for value in vars(module).values()]
+    options = [c for c in classes if isinstance(c, type) and is_dataclass(c)]
+    loadable = {
+        c.__module__.removeprefix("extensions.") for c in options if issubclass(c, Extension)
+    }
+    assert found == sorted(loadable | {"needy"})
 
 
 # -- each hook ---------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """What every technique that acts inside a run must do, in every task, tested file by file."""
 
-import dataclasses
 import importlib
 import itertools
 import json
@@ -16,9 +15,8 @@ from test_resume import at_write, in_child
 from tiny_run import run_path
 
 from checkpoint import load_tree
-from flags import load_extensions
+from flags import load_extensions, techniques
 from models.gpt2 import GPT2Model
-from training import Extension
 from utils import ROOT
 
 TASKS = {
@@ -51,22 +49,8 @@ CONFLICTS = {
 }
 
 
-def acts_inside_a_run(path) -> bool:
-    module = importlib.import_module(f"extensions.{path.stem}")
-    return any(
-        isinstance(value, type)
-        and issubclass(value, Extension)
-        and dataclasses.is_dataclass(value)
-        and value.__module__ == module.__name__
-        for value in vars(module).values()
-    )
-
-
-NAMES = [  # loggers act on nothing: test_loggers.py
-    path.stem
-    for path in sorted((ROOT / "extensions").glob("*.py"))
-    if acts_inside_a_run(path) and not path.stem.startswith("log_")
-]
+# Loggers act on nothing: test_loggers.py.
+NAMES = [name for name in techniques() if not name.startswith("log_")]
 
 
 @pytest.fixture
