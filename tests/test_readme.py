@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -82,3 +83,55 @@ def test_the_study_is_of_the_bundled_checkpoint():
     for name in study.TASKS:
         for start in (pretraining_pays.RANDOM, pretraining_pays.MINI):
             assert len(study.scores(results["runs"], name, start)[1]) == 3
+
+
+# -- the example of a technique ----------------------------------------------------------------
+
+LEFT_OUT = (".*", "__pycache__", "data", "predictions", "runs", "pretrained", "*.safetensors")
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A copy of the tree, to which the README's example was added as the README says."""
+    if not (ROOT / "extensions").is_dir():
+        pytest.skip("extensions/ is not here")
+    root = tmp_path_factory.mktemp("scratch") / "tree"
+    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    [path] = re.findall(r"^Saved as `(extensions/\w+\.py)`", README, flags=re.MULTILINE)
+    [row] = re.findall(
+        rf"^\| `{path.removeprefix('extensions/')}` \|.*\n", README, flags=re.MULTILINE
+    )
+    (root / path).write_text(code, encoding="utf-8")
+    page = (root / "extensions" / "README.md").read_text(encoding="utf-8")
+    [*_, last] = re.finditer(r"^\| `\w+\.py` \|(?:.*\|){6}\n", page, flags=re.MULTILINE)
+    page = f"{page[: last.end()]}{row}{page[last.end() :]}"
+    (root / "extensions" / "README.md").write_text(page, encoding="utf-8")
+    return root
+
+
+def passed(scratch, *words) -> int:
+    """How many tests pass in the copy; none may fail."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *words]
+    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return int(re.search(r"^(\d+) passed", done.stdout, flags=re.MULTILINE)[1])
+
+
+def test_the_example_is_what_the_pages_and_the_tree_expect_of_a_technique(scratch):
+    files = "test_architecture extensions/test_contract benchmarks/test_extensions_benchmark"
+    files = [f"tests/{name}.py" for name in files.split()]
+    of_it = "confidence and (imports or except or encoding or print or first_line or page)"
+    assert passed(scratch, *files, "-k", f"every_technique or ({of_it})") >= 9
+
+
+@pytest.mark.slow
+def test_the_example_does_what_every_technique_must_do(scratch):
+    assert passed(scratch, "tests/extensions/test_contract.py", "-k", "confidence") > 40
+
+
+def test_the_example_is_formatted_and_clean(scratch):
+    for words in (["check"], ["format", "--check"]):
+        ruff = [sys.executable, "-m", "ruff", *words, "extensions/confidence.py"]
+        done = subprocess.run(ruff, cwd=scratch, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
