@@ -5,6 +5,8 @@ one line, the settings and the recipe by which the model is rebuilt, and everyth
 a frozen backbone included: packed integers with their scales, and the rest in floating point.
 """
 
+import math
+import statistics
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from utils import InputError, check_writable, load_tokenizer, seed_everything
 QUANTISED = "quantised "
 ABSORBED = {"lora", "qat"}  # they end up in the weights
 TRAINING_ONLY = {"ema", "swa", "smart"}  # they keep tensors that only training reads
-TIMED_SECONDS = 1.0
+TIMED_BATCHES, TIMED_ROUNDS = 8, 5
 
 # -- tasks -----------------------------------------------------------------------------------------
 
@@ -148,14 +150,19 @@ def open_job(args, own: Namespace, worker: Worker) -> Job:
         model, settings = load_quantised(args.quantised)
     else:
         name = task_of(args.checkpoint, packed=False)
-        build_model = TASKS[name].module.build_model
-        model, settings = absorbed(*load_model(args.checkpoint, name, build_model), build_model)
+        model, settings = load_plain(args.checkpoint, name)
     own.model_size = settings.model_size
     if hasattr(settings, "fine_tune_mode"):
         own.fine_tune_mode = settings.fine_tune_mode
     model.to(worker.device).eval()
     loaders = TASKS[name].build_loaders(own, model, worker)
     return Job(name, model, settings, own, worker, loaders)
+
+
+def load_plain(path, task: str):
+    """(model, settings) of a task's checkpoint, without adapters."""
+    build_model = TASKS[task].module.build_model
+    return absorbed(*load_model(path, task, build_model), build_model)
 
 
 @torch.no_grad()
@@ -247,18 +254,25 @@ def save_dequantised(path, job: Job) -> None:
 # -- figures ---------------------------------------------------------------------------------------
 
 
-def measure(job: Job) -> dict[str, float]:
-    """Dev figures, and the seconds that they take: the quickest of passes that last a second.
+def dev_figures(job: Job) -> dict[str, float]:
+    return job.module.evaluate(job.model, job.loaders["dev"], job.worker.device)
 
-    What only a first pass does (loading packages, finding kernels) is done before, on one batch.
+
+def seconds_in_turn(job: Job, models: list[nn.Module]) -> tuple[int, list[float]]:
+    """How many dev rows were timed, spread over all, and each model's median seconds for them.
+
+    The models take turns, so that the machine's moods meet all of them; a round before warms up.
     """
-    loader, device, passes = job.loaders["dev"], job.worker.device, []
-    job.module.evaluate(job.model, [next(iter(loader))], device)
-    while sum(passes) <= TIMED_SECONDS:
-        started = time.perf_counter()
-        figures = job.module.evaluate(job.model, loader, device)  # it ends with numbers on the CPU
-        passes.append(time.perf_counter() - started)
-    return {**figures, "seconds": min(passes)}
+    batches = list(job.loaders["dev"])
+    batches = batches[:: math.ceil(len(batches) / TIMED_BATCHES)]
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(1 + TIMED_ROUNDS):
+        for model, passes in zip(models, seconds, strict=True):
+            started = time.perf_counter()
+            job.module.evaluate(model, batches, job.worker.device)  # ends with numbers on the CPU
+            if number:
+                passes.append(time.perf_counter() - started)
+    return sum(len(batch["sent_ids"]) for batch in batches), list(map(statistics.median, seconds))
 
 
 def listed(figures: dict[str, float]) -> str:

@@ -9,8 +9,9 @@ integers. The linears of the layers become integers; normalisations, biases, pos
 the task's own stay in floating point, and so does the tied embedding, unless --embedding is given.
 Adapters of the run (lora, qat) are absorbed first: what they amount to is rounded.
 
-Dev figures and seconds before and after are of the same rows; those after are of the file, read
-again. Differs from the paper in that no operations are fused, and in that nothing is distilled.
+Dev figures before and after are of the same rows; those after are of the file, read again. Then
+both models take turns on some of these rows, and their median seconds are compared. Differs from
+the paper in that no operations are fused, and in that nothing is distilled.
 
     python -m extensions.quantize --checkpoint runs/sst-…/best.safetensors --bits 8 --mode dynamic
     python -m extensions.quantize --quantised runs/sst-…/best-int8-dynamic.safetensors --predict
@@ -25,12 +26,14 @@ from extensions.qat import UNROUNDED
 from extensions.quantised_job import (
     TASKS,
     Job,
+    dev_figures,
     listed,
+    load_plain,
     load_quantised,
-    measure,
     open_job,
     save_dequantised,
     save_quantised,
+    seconds_in_turn,
     task_flags,
 )
 from extensions.quantised_linear import INT8, Grid, Recipe, quantise_model, tensor_bytes
@@ -44,7 +47,7 @@ def run(args, own: Namespace, worker: Worker) -> None:
     """Round to nearest, or use what was rounded before."""
     job = open_job(args, own, worker)
     if args.quantised:
-        print(f"{args.quantised}: {listed(measure(job))}")
+        print(f"{args.quantised}: {listed(dev_figures(job))}")
         use(args, job)
     else:
         quantise(args, job, lambda recipe: quantise_model(job.model.gpt, recipe))
@@ -54,16 +57,22 @@ def quantise(args, job: Job, method) -> None:
     """Quantise the job's model by a method, write it, read it again, and say what that cost."""
     recipe = recipe_of(args)
     recipe.check(job.model.gpt)
-    before = {**measure(job), "megabytes": tensor_bytes(job.model) / 1e6}
+    before = {**dev_figures(job), "megabytes": tensor_bytes(job.model) / 1e6}
     print(f"before: {listed(before)}")
     method(recipe)
     save_quantised(args.out, job, recipe)
     job.model = load_quantised(args.out)[0].to(job.worker.device)
-    after = {**measure(job), "megabytes": Path(args.out).stat().st_size / 1e6}
+    after = {**dev_figures(job), "megabytes": Path(args.out).stat().st_size / 1e6}
     print(f"after: {listed(after)}")
+    plain = load_plain(args.checkpoint, job.task)[0].to(job.worker.device).eval()
+    rows, (before["seconds"], after["seconds"]) = seconds_in_turn(job, [plain, job.model])
+    print(
+        f"{rows} dev rows take {before['seconds']:.3f} seconds before, {after['seconds']:.3f} after"
+    )
     with atomic_write(args.report) as file:
         flags = {key: value for key, value in vars(args).items() if key != "rest"}
-        json.dump({"before": before, "after": after, "flags": flags}, file, indent=2)
+        report = {"before": before, "after": after, "timed_rows": rows, "flags": flags}
+        json.dump(report, file, indent=2)
         file.write("\n")
     smaller = before["megabytes"] / after["megabytes"]
     print(f"{args.out} is {smaller:.2f} times smaller; the figures are in {args.report}")

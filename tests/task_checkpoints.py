@@ -73,6 +73,6 @@ def write_originals(root, rows: int = 40, **model) -> None:
 def work_beside(monkeypatch, originals, folder) -> None:
     """Work in a folder that has links to all of the originals."""
     work_in(monkeypatch, folder)
-    monkeypatch.setattr("extensions.quantised_job.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("extensions.quantised_job.TIMED_ROUNDS", 1)
     for path in originals.iterdir():
         Path(path.name).symlink_to(path)

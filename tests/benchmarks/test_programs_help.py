@@ -262,7 +262,7 @@ def tiny(tmp_path, monkeypatch):
     work_in(monkeypatch, tmp_path)
     model = write_model(tmp_path / "model", positions=1024)
     monkeypatch.setattr(runs, "MODEL", str(model))
-    monkeypatch.setattr("extensions.quantised_job.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("extensions.quantised_job.TIMED_ROUNDS", 1)
     words = " ".join([*study.TASKS["sonnet"].words, "--epochs", "1"])
     monkeypatch.setitem(study.TASKS, "sonnet", study.Task(words, "dev_perplexity", min))
     for module in (study, runs):
