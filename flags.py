@@ -17,7 +17,7 @@ from batches import TokenDataset, make_loader
 from compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
 from parallel import Worker, has_bf16_units
 from training import Extension, FitOptions
-from utils import InputError
+from utils import InputError, did_you_mean
 
 JUDGED = 64  # dev or test rows that a GPU reads at once
 
@@ -218,12 +218,11 @@ def _derived_classes(name: str, files: dict[str, Path]) -> dict[str, bool]:
 def _no_technique(name: str) -> InputError:
     """What is said of a name that no technique has: which there are, the closest first."""
     known = techniques()
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    known = difflib.get_close_matches(name.lower(), known, n=len(known) + 1, cutoff=0)
-    meant = f", did you mean {near[0]}?" if near else ":"
     shown = name if name and name.isprintable() else repr(name)
-    listed = ", ".join(known) or "none"
-    return InputError(f"--extension {shown}: no such technique{meant} there are {listed}")
+    meant = did_you_mean(name, known)
+    nearest_first = difflib.get_close_matches(name.lower(), known, n=len(known) + 1, cutoff=0)
+    listed = ", ".join(nearest_first) or "none"
+    return InputError(f"--extension {shown}: no such technique; {meant}there are {listed}")
 
 
 def parse_options(where: str, text: str, options_class) -> dict:

@@ -169,7 +169,7 @@ def _hub_names(name: str) -> list[str]:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The known words that look like a mistyped one, as the beginning of a message; or nothing."""
     known = list(known)
-    close = [] if word in known else difflib.get_close_matches(word, known)
+    close = [] if word in known else difflib.get_close_matches(word.lower(), known)
     return f"did you mean {' or '.join(close)}? " if close else ""
 
 
