@@ -5,10 +5,13 @@ logits = W · dropout(h_last) + b         h_last: the last token's hidden state
 python classifier.py --fine-tune-mode full-model --use_gpu
 """
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+
+from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+
+# isort: split
 
 import torch
 from torch import nn
@@ -29,7 +32,6 @@ from flags import (
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
 from training import apply_extensions, fit
-from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -223,7 +225,7 @@ def run(args, name: str, worker: Worker) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument(

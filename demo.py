@@ -5,16 +5,18 @@ as `classifier.py` does with the real GPT-2, and writes the predictions. It uses
 if they are in data/, else the project's own data/sample. Its figures are gpt2-mini's, not GPT-2's.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+from utils import ROOT, Parser, command
+
+# isort: split
+
 from classifier import NUM_LABELS
 from dataset import read_sentiment
-from utils import ROOT, command
 
 # What two CPU cores do in about three minutes; the sample takes less than one.
 COURSE = {
@@ -49,7 +51,7 @@ def classify(name: str, data: Path, flags: list[str]) -> None:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.parse_args()
     data, flags = ROOT / "data", COURSE
     if not (data / "ids-sst-train.csv").exists():

@@ -5,18 +5,20 @@
                          --prompts data/sonnets_held_out_dev.txt
 """
 
-import argparse
 import random
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+
+from utils import InputError, Parser, atomic_write, command
+
+# isort: split
 
 import torch
 from tqdm import tqdm
 
 from batches import count_targets, forward_tokens, to_device
 from dataset import SONNET_HEADER, Record, read_sonnets, verses_only
-from utils import InputError, atomic_write, command
 
 ANSWER_TOKENS = {
     0: 3919,
@@ -257,7 +259,7 @@ def report_table(rows: dict[str, dict[str, float]]) -> str:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description="Score generated sonnets against the true ones.")
+    parser = Parser(description="Score generated sonnets against the true ones.")
     parser.add_argument("--sonnets", default="predictions/generated_sonnets_dev.txt")
     parser.add_argument("--gold", default="data/TRUE_sonnets_held_out_dev.txt")
     parser.add_argument("--prompts", help="the given lines; default: the first three of --gold")

@@ -6,9 +6,12 @@ alone (Kingma & Ba 2014, end of section 2, then the decay of Loshchilov & Hutter
 in float32, the dtype of the weights.
 """
 
-import argparse
 import sys
 from pathlib import Path
+
+from utils import Parser, command
+
+# isort: split
 
 import numpy as np
 import torch
@@ -58,8 +61,9 @@ def train_by_formula() -> np.ndarray:
     return weight
 
 
+@command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="make the reference anew first")
     if parser.parse_args().write:
         np.save(REFERENCE, train_by_formula().astype(np.float32))

@@ -57,13 +57,13 @@ def start_worker(use_gpu: bool) -> Worker:
 
 @contextlib.contextmanager
 def joined_worker(use_gpu: bool) -> Iterator[Worker]:
-    """The worker of `start_worker`, which leaves the group at the end."""
-    worker = start_worker(use_gpu)
-    try:
-        yield worker
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    """The worker of `start_worker`, which leaves the group at the end.
+
+    After an error it stays: the others would fail for want of it, before they said their own.
+    """
+    yield start_worker(use_gpu)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait_for_main(worker: Worker) -> None:

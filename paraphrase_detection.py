@@ -5,10 +5,13 @@ p(yes) = softmax over {no, yes} of  E[no] · h_last,  E[yes] · h_last      E: t
 python paraphrase_detection.py --use_gpu
 """
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+
+from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+
+# isort: split
 
 import torch
 from torch import nn
@@ -34,7 +37,6 @@ from flags import (
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
 from training import apply_extensions, fit
-from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
 TASK = "paraphrase"
 
@@ -163,7 +165,7 @@ def run(args, worker: Worker) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--para_train", default="data/quora-train.csv")
     parser.add_argument("--para_dev", default="data/quora-dev.csv")
     parser.add_argument("--para_test", default="data/quora-test-student.csv")

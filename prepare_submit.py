@@ -6,12 +6,15 @@ Equal files give a zip of equal bytes. The sentiment predictions are in it under
 handouts of different years ask for them: finetune = full-model, pretrain = last-linear-layer.
 """
 
-import argparse
 import re
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from utils import ROOT, InputError, Parser, atomic_write, command
+
+# isort: split
 
 from dataset import (
     LINE_END,
@@ -22,7 +25,6 @@ from dataset import (
     read_sonnets,
     read_table,
 )
-from utils import ROOT, InputError, atomic_write, command
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
 REQUIRED_CODE = (
@@ -226,7 +228,7 @@ def write_zip(path: Path, files: dict[str, Path]) -> None:
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree (default: %(default)s)")
     parser.add_argument("--data_dir", type=Path, help="default: data in the tree")
     parser.add_argument("--out", type=Path, help=f"default: {ZIP_NAME} in the tree")

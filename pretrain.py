@@ -8,7 +8,6 @@ The result is a folder in HuggingFace's format, with its tokenizer: any task tak
 --model_size DIR. An epoch of the log is `--eval_every` steps. Several GPUs: torchrun.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -18,6 +17,18 @@ from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+
+from utils import (
+    InputError,
+    Parser,
+    atomic_write,
+    check_writable,
+    command,
+    load_tokenizer,
+    seed_everything,
+)
+
+# isort: split
 
 import torch
 from torch import nn
@@ -43,14 +54,6 @@ from optimizer import AdamW
 from parallel import Worker, joined_worker, wait_for_main
 from stages import tokens_per_step, write_making
 from training import Extension, apply_extensions, fit
-from utils import (
-    InputError,
-    atomic_write,
-    check_writable,
-    command,
-    load_tokenizer,
-    seed_everything,
-)
 
 TASK = "pretrain"
 SHAPES = {
@@ -339,7 +342,7 @@ def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", required=True, help="UTF-8 files, also .xz or .gz")
     parser.add_argument("--valid", nargs="*", default=[], help="default: the end of --text")
     parser.add_argument("--out", required=True, help="the folder of the trained model")

@@ -3,13 +3,15 @@
 Hidden states after every layer and logits, for right- and left-padded batches, at real tokens.
 """
 
-import argparse
 import sys
+
+from utils import Parser, checkpoint_folder, command, model_size_to_params
+
+# isort: split
 
 import torch
 
 from models.gpt2 import GPT2Model
-from utils import checkpoint_folder, command, model_size_to_params
 
 TOLERANCE = 1e-4
 
@@ -55,7 +57,7 @@ def example_batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model_size", nargs="?", default="gpt2", help="a size, hub name or folder")
     model_size = parser.parse_args().model_size
     ours = GPT2Model.from_pretrained(model_size, **model_size_to_params(model_size))

@@ -5,10 +5,13 @@ loss = −Σ log p(x_i | x_<i) over the tokens of a sonnet and one end token; pa
 python sonnet_generation.py --use_gpu
 """
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+
+from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+
+# isort: split
 
 import torch
 from torch import nn
@@ -42,7 +45,6 @@ from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
 from parallel import Worker, joined_worker
 from training import apply_extensions, fit
-from utils import InputError, check_writable, command, load_tokenizer, seed_everything
 
 TASK = "sonnet"
 
@@ -281,7 +283,7 @@ def check_sampling(args) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_paths(parser)
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--epochs", type=int, default=10)

@@ -1,5 +1,6 @@
 """Small shared things: errors for people, seeds, devices, tokenizers, masks, atomic files."""
 
+import argparse
 import contextlib
 import ctypes
 import difflib
@@ -10,9 +11,12 @@ import json
 import os
 import platform
 import random
+import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
@@ -23,6 +27,8 @@ from config import SIZES
 ROOT = Path(__file__).resolve().parent
 GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
 BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
+NOT_BEGUN = "interrupted: nothing was begun"
+PATIENCE = 10  # seconds in which torchrun's first process should have failed like another one
 ORGANISATION = "openai-community/"  # the hub knows the published sizes with and without it
 
 
@@ -34,11 +40,23 @@ class InputError(Exception):
     """
 
 
+class Parser(argparse.ArgumentParser):
+    """A program's flags; a wrong one is an InputError, and so one line."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}: see python {self.prog} --help")
+
+
 def command(main):
     """Decorate a program's `main`: people's errors become one line on stderr and exit code 2."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # notebooks' have not
+                stream.reconfigure(errors="replace")  # what a terminal cannot show ends no run
+        if _interrupt.came:
+            leave(NOT_BEGUN, 130)
         try:
             return main(*args, **kwargs)
         except InputError as error:
@@ -46,15 +64,49 @@ def command(main):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded
+                raise
+            message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
-            print(
-                "interrupted: what was saved is whole; a run goes on by --resume", file=sys.stderr
-            )
-            sys.exit(130)
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+            leave("interrupted: what was saved is whole; a run goes on by --resume", 130)
+        leave(f"error: {message}", 2)
 
     return run
+
+
+def leave(message: str, code: int):
+    """Exit with a line on stderr; of processes that leave alike, only torchrun's first prints it.
+
+    The others wait: if the first one leaves, too, torchrun ends them. If it does not, the error
+    was theirs alone.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+        time.sleep(PATIENCE)
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupt(number, frame) -> None:
+    """Ctrl-C as ever, and noted: packages in C may fail by it in other words, or swallow it."""
+    _interrupt.came = True
+    signal.default_int_handler(number, frame)
+
+
+def _end_imports(kind, error, trace) -> None:
+    """An error that nobody caught: of a Ctrl-C while a program imports, one line."""
+    if hasattr(sys, "ps1") or not (_interrupt.came or issubclass(kind, KeyboardInterrupt)):
+        sys.__excepthook__(kind, error, trace)  # ps1: somebody types into Python itself
+    else:
+        leave(NOT_BEGUN, 130)
+
+
+_interrupt.came = False
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if threading.current_thread() is threading.main_thread():  # others may not
+        signal.signal(signal.SIGINT, _interrupt)
+    sys.excepthook = _end_imports
 
 
 def optional(module: str, who: str):

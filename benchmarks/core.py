@@ -10,15 +10,18 @@ the same run. Results, with the checkpoint and the hardware named, go to benchma
 each job: an interrupted run goes on where it stopped, and what is there is not run again.
 """
 
-import argparse
 import json
 import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import ROOT, InputError, Parser, command, seed_everything
+
+# isort: split
+
+import torch
 
 from benchmarks import limits
 from benchmarks.jobs import JOBS, Settings, Workload
@@ -29,7 +32,6 @@ from benchmarks.timing import alone, environment, write_results
 from config import SIZES
 from flags import check_range
 from parallel import has_bf16_units, start_worker
-from utils import ROOT, InputError, command, seed_everything
 
 CONDITIONS = ("checkpoint", "hardware", "torch")
 
@@ -111,7 +113,7 @@ def random_folder(size: str, tokenizer: str) -> str:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--model_size", nargs="+", default=["gpt2"], help="folders or names, one after the other"
     )

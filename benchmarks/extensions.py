@@ -9,7 +9,6 @@ its own; they alternate in rounds. Weights and tokens are random, which serves f
 Results, with the hardware named, go to benchmarks/results/extensions.json and extensions.png.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -18,9 +17,13 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import Parser, atomic_path, command
+
+# isort: split
+
+import torch
 
 import classifier
 from batches import TokenDataset, forward_tokens, make_loader
@@ -32,7 +35,6 @@ from modules.attention import causal_attention, fused_causal_attention
 from parallel import start_worker
 from pretrain import SHAPES
 from training import FitOptions, Trainer
-from utils import atomic_path, command
 
 PLAIN = ""
 TECHNIQUES = [
@@ -254,7 +256,7 @@ def draw(figures: dict[str, dict], path) -> None:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of the techniques' part")
     large = [size for size in SIZES if size != "gpt2"]

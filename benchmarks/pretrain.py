@@ -7,16 +7,19 @@ tokens a second (medians, smallest–largest) and their ratio; the learning curv
 with the hardware named, go to benchmarks/results/pretrain.json and pretrain.png.
 """
 
-import argparse
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import Parser, atomic_path, command, load_tokenizer, seed_everything
+
+# isort: split
+
 import torch
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pretrain
 from batches import to_device
@@ -25,7 +28,6 @@ from checkpoint import RunFolder
 from corpus import TokenBlocks
 from parallel import Worker
 from training import FitOptions, fit
-from utils import atomic_path, command, load_tokenizer, seed_everything
 
 PEERS = {"transformers": "transformers, torch.optim.AdamW (fused)", "ours": "this project"}
 
@@ -147,7 +149,7 @@ def draw(results: dict, path) -> None:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--valid", nargs="+", required=True)
     parser.add_argument("--size", choices=pretrain.SHAPES, default="mini")

@@ -5,20 +5,22 @@
 How runs are made, chosen and kept: benchmarks/study.py.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import Parser, command, load_tokenizer
+
+# isort: split
+
+import torch
 
 from benchmarks.study import TASKS, Study, add_study_arguments, parse, scores
 from dataset import NUM_LABELS, data_file, read_pairs, read_sentiment
 from models.gpt2 import GPT2Model
-from utils import command, load_tokenizer
 
 BAG, RANDOM, MINI = "bag of words", "random weights", "gpt2-mini"
 
@@ -92,7 +94,7 @@ def table(results: dict) -> str:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     out = "benchmarks/results/pretraining_pays.json"
     add_study_arguments(parser, out=out, tasks=list(TASKS), lrs=[3e-4, 1e-3])
     study = Study(parse(parser))

@@ -17,7 +17,6 @@ The three tasks' checkpoints are trained once, and kept in --folder. How runs ar
 benchmarks/study.py; what is run: benchmarks/programs_runs.py; on which rows: programs_data.py.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,10 +27,13 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils import Parser, command
+
+# isort: split
+
 from benchmarks import programs_runs as runs
 from benchmarks.programs_runs import ProgramsStudy
 from benchmarks.study import add_study_arguments, mean_and_spread, parse
-from utils import command
 
 PLAIN, BOTH_ORDERS = "plain", "both orders"
 ROUNDED = {
@@ -234,7 +236,7 @@ def _against(values: dict[str, float], plain: dict[str, float], how: str) -> str
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     add_study_arguments(parser, out="benchmarks/results/programs_help.json")
     parser.add_argument("--questions", nargs="+", choices=QUESTIONS, default=list(QUESTIONS))
     parser.add_argument("--folder", default="runs/programs_help", help="data and checkpoints")

@@ -3,18 +3,20 @@
 python benchmarks/random_checkpoint.py --size gpt2 --tokenizer FOLDER --out runs/gpt2-random
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import InputError, Parser, command
+
+# isort: split
+
+import torch
 
 from config import SIZES
 from models.gpt2 import GPT2Model
-from utils import InputError, command
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
@@ -32,7 +34,7 @@ def write_random_checkpoint(size: str, tokenizer: Path, out: Path, seed: int = 0
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with its files")
     parser.add_argument("--out", type=Path, required=True)

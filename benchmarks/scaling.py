@@ -10,7 +10,6 @@ with the hardware named, go to benchmarks/results/scaling.json and scaling.png a
 interrupted run goes on where it stopped.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,10 +18,14 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import InputError, Parser, atomic_path, command
+
+# isort: split
+
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import classifier
 from batches import TokenDataset, forward_tokens, make_loader
@@ -36,7 +39,6 @@ from config import GPT2Config
 from parallel import has_bf16_units, start_worker
 from pretrain import SHAPES
 from training import FitOptions, Trainer
-from utils import InputError, atomic_path, command
 
 PEERS = ("starter", "ours")
 LABELS, DROPOUT, RATE = 5, 0.3, 1e-5
@@ -218,7 +220,7 @@ def _curve(axes, results: dict, name: str, colour: str) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of length and batch")
     parser.add_argument("--lengths", nargs="*", type=int, default=[64, 128, 256, 512, 1024])

@@ -13,6 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils import ROOT, InputError, Parser, atomic_write, command
+
+# isort: split
+
 from benchmarks import (
     core,
     extensions,
@@ -23,7 +27,6 @@ from benchmarks import (
     scaling,
     techniques_help,
 )
-from utils import ROOT, InputError, atomic_write, command
 
 RESULTS = ROOT / "benchmarks" / "results"
 # a table's name -> the results file it is made of, and how
@@ -111,6 +114,7 @@ def by_technique(said: dict[str, str]) -> dict[str, str]:
 
 @command
 def main():
+    Parser(description=__doc__.splitlines()[0]).parse_args()
     for name, fill in PAGES.items():
         path = ROOT / name
         before = path.read_text(encoding="utf-8")

@@ -5,15 +5,17 @@
 How runs are made, chosen and kept: benchmarks/study.py.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils import Parser, command
+
+# isort: split
+
 from benchmarks.study import TASKS, Study, add_study_arguments, mean_and_spread, parse, scores
-from utils import command
 
 PLAIN = "plain"
 CONTESTANTS = [
@@ -90,7 +92,7 @@ def _cells(runs: dict[str, float], name: str, who: str) -> str:
 
 @command
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     out = "benchmarks/results/techniques_help.json"
     add_study_arguments(parser, out=out, tasks=["sst"])
     study = Study(parse(parser))

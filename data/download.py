@@ -6,7 +6,6 @@ python data/download.py                 from the course's public repository, at 
 python data/download.py --from DIR      from a folder that has them, without network
 """
 
-import argparse
 import hashlib
 import http.client
 import json
@@ -21,7 +20,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, atomic_path, atomic_write, check_writable, command
+from utils import InputError, Parser, atomic_path, atomic_write, check_writable, command
+
+# isort: split
 
 COMMIT = "7570cfa"
 RAW_URL = f"https://raw.githubusercontent.com/cfifty/public_cs224n_gpt/{COMMIT}/data"
@@ -261,7 +262,7 @@ def _read(response) -> bytes:
 
 @command
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     here = Path(__file__).resolve().parent
     parser.add_argument("--from", dest="source", type=Path, help="a folder that has the files")
     parser.add_argument("--force", action="store_true", help="replace files that are wrong")

@@ -19,7 +19,6 @@ WordNet (augment_text.py); hard pairs are not made, but picked from the training
     python -m extensions.augment --task sonnet --check more-sonnets.txt
 """
 
-import argparse
 import csv
 import random
 import shutil
@@ -27,6 +26,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+from utils import InputError, Parser, atomic_path, atomic_write, check_writable, command
+
+# isort: split
 
 from tqdm import tqdm
 
@@ -50,7 +53,6 @@ from extensions.augment_text import (
 )
 from extensions.leak_check import HeldOut, texts_of
 from flags import check_range
-from utils import InputError, atomic_path, atomic_write, check_writable, command
 
 SHOWN = 20  # lines told of one file
 
@@ -226,7 +228,7 @@ def check(args) -> list[str]:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
     methods = list(dict.fromkeys(name for task in TASKS.values() for name in task.methods))
     parser.add_argument("--methods", nargs="+", choices=methods, default=[])

@@ -23,10 +23,13 @@ Finished batches are kept in a file beside --sonnet_out until all are: --resume 
         --strategy sample --strategy min_p:p=0.1,temperature=1.5 --strategy sonnet --use_gpu
 """
 
-import argparse
 import re
 from functools import partial
 from pathlib import Path
+
+from utils import InputError, Parser, check_writable, command, seed_everything
+
+# isort: split
 
 import torch
 
@@ -48,7 +51,6 @@ from sonnet_generation import (
     random_lines,
     read_prompts,
 )
-from utils import InputError, check_writable, command, seed_everything
 
 DECISIVE = ("strategy", "seed", "max_new_tokens", "batch_size")  # flags: of the texts, all of them
 
@@ -183,7 +185,7 @@ def run(args, worker, say) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", metavar="FILE", help="a sonnet run's best.safetensors")
     parser.add_argument("--model_size", default="gpt2", help="without --checkpoint: as it is")
     parser.add_argument(

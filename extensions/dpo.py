@@ -17,11 +17,14 @@ right answers and wrong ones), and in that dropout is off, so that π begins as 
     python -m extensions.dpo --task paraphrase --checkpoint runs/paraphrase-…/best.safetensors
 """
 
-import argparse
 from argparse import Namespace
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+
+from utils import InputError, Parser, command, load_tokenizer, seed_everything
+
+# isort: split
 
 import torch
 from torch import nn
@@ -51,7 +54,6 @@ from flags import (
 )
 from parallel import Worker, joined_worker
 from training import Extension, apply_extensions, fit
-from utils import InputError, command, load_tokenizer, seed_everything
 
 BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 
@@ -178,9 +180,7 @@ def run(args, worker: Worker) -> None:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], conflict_handler="resolve"
-    )
+    parser = Parser(description=__doc__.splitlines()[0], conflict_handler="resolve")
     parser.add_argument("--task", choices=TASKS, default="sonnet")
     parser.add_argument("--loss", choices=BETAS, default="dpo")
     betas = ", ".join(f"{name} {beta:g}" for name, beta in BETAS.items())

@@ -15,11 +15,14 @@ how weights are fitted (ensemble_weights.py), and in that `--pool linear` averag
     python -m extensions.ensemble --vote one.csv other.csv third.csv --out vote.csv
 """
 
-import argparse
 import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+
+from utils import InputError, Parser, check_writable, command, load_tokenizer
+
+# isort: split
 
 import torch
 from tqdm import tqdm
@@ -34,7 +37,6 @@ from extensions.ensemble_weights import POOLS, cross_fitted, fit_weights, mean_l
 from extensions.prediction_files import CLASSES, check_ids, read_predictions
 from flags import check_range
 from parallel import joined_worker
-from utils import InputError, check_writable, command, load_tokenizer
 
 TASKS = (*classifier.NUM_LABELS, paraphrase_detection.TASK)
 
@@ -181,7 +183,7 @@ def compare_command(gold, out) -> str:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, help="what the checkpoints were trained for")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE")
     parser.add_argument("--weights", choices=("uniform", "fitted"), default="uniform")

@@ -25,6 +25,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils import InputError, command, load_tokenizer
+
+# isort: split
+
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -39,7 +43,6 @@ from extensions.quantize import complete, make_parser
 from extensions.quantize import quantise as quantise_by
 from flags import check_range
 from parallel import Worker, joined_worker
-from utils import InputError, command, load_tokenizer
 
 BLOCK_OF_TEXT = 512  # tokens
 

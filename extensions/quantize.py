@@ -17,10 +17,13 @@ the paper in that no operations are fused, and in that nothing is distilled.
     python -m extensions.quantize --quantised runs/sst-…/best-int8-dynamic.safetensors --predict
 """
 
-import argparse
 import json
 from argparse import Namespace
 from pathlib import Path
+
+from utils import InputError, Parser, atomic_write, command
+
+# isort: split
 
 from extensions.qat import UNROUNDED
 from extensions.quantised_job import (
@@ -38,7 +41,6 @@ from extensions.quantised_job import (
 )
 from extensions.quantised_linear import INT8, Grid, Recipe, quantise_model, tensor_bytes
 from parallel import Worker, joined_worker
-from utils import InputError, atomic_write, command
 
 GROUP_SIZE = 64  # where there are fewer bits than 8
 
@@ -97,7 +99,7 @@ def use(args, job: Job) -> None:
 
 def make_parser(description: str, bits: int):
     """The flags that quantize and gptq share."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog="All other flags are the task's own, as --data_dir, --limit, --batch_size, "
         "--use_gpu and those that name its prediction files.",

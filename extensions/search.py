@@ -21,7 +21,6 @@ figures, not of running means; one seed gives the same trials, whether interrupt
         -- classifier.py --dataset sst --fine-tune-mode full-model --epochs 5 --use_gpu
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -33,11 +32,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils import InputError, Parser, atomic_path, check_writable, command, optional
+
+# isort: split
+
 from extensions.search_space import parse_space, probes, words_of
 from extensions.search_study import ended, open_study, retry_interrupted, sampler_seed
 from extensions.search_trial import TASKS, TrialFailed, run_trial
 from flags import check_range, load_extensions
-from utils import InputError, atomic_path, check_writable, command, optional
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
 FAILURES = 3  # in a row, before anything worked: then something else is wrong
@@ -143,7 +145,7 @@ def check_space(args) -> None:
 def get_args(argv=None):
     words = sys.argv[1:] if argv is None else list(argv)
     cut = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0],
         usage="python -m extensions.search --space NAME=VALUES … [options] -- PROGRAM.py [flags]",
     )

@@ -19,15 +19,17 @@ interval for which the runs are drawn anew, too (a little too narrow if they are
         --a lora-seed1.csv lora-seed2.csv --b plain-seed1.csv plain-seed2.csv
 """
 
-import argparse
 import math
 from dataclasses import dataclass
+
+from utils import InputError, Parser, command
+
+# isort: split
 
 import numpy as np
 
 from extensions.prediction_files import check_ids, read_gold, read_predictions
 from flags import check_range
-from utils import InputError, command
 
 CHUNK = 500  # draws at once
 OUTPERFORMS = 0.75  # P(A > B) that is worth while: Bouthillier et al. 2021, section 4
@@ -195,7 +197,7 @@ def verdict(found: Comparison, names: list[str], n: int) -> str:
 
 
 def get_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--gold", required=True, metavar="FILE", help="data with labels: a dev set")
     for name in ("a", "b"):
         text = f"predictions of system {name.upper()}, a file a run (seed)"

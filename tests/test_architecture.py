@@ -246,11 +246,11 @@ def text_files_without_encoding(tree) -> list[int]:
 
 
 def prints(tree) -> list[int]:
-    """Lines of print(…) outside a program's `main` and its decorator, `utils.command`."""
+    """Lines of print(…) outside a program's `main` and the function by which it leaves."""
     allowed = {
         id(inner)
         for node in tree.body
-        if isinstance(node, ast.FunctionDef) and node.name in ("main", "command")
+        if isinstance(node, ast.FunctionDef) and node.name in ("main", "leave")
         for inner in ast.walk(node)
     }
     return [
@@ -275,6 +275,29 @@ def test_text_files_are_opened_with_an_encoding(module):
 @pytest.mark.parametrize("module", [name for name in FILES if level_of(name) <= 4])
 def test_only_programs_print(module):
     assert prints(TREES[module]) == []
+
+
+def imported_packages(tree) -> list[str]:
+    """The packages that a module imports at its top level, in order, without Python's own."""
+    names = []
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names += [alias.name.split(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module.split(".")[0])
+    return [name for name in names if name not in sys.stdlib_module_names]
+
+
+PROGRAMS_OF_ANY_KIND = [
+    name for name, tree in TREES.items() if tree.body and "__main__" in ast.unparse(tree.body[-1])
+]
+
+
+@pytest.mark.parametrize("module", PROGRAMS_OF_ANY_KIND)
+def test_a_program_imports_utils_first_so_that_ctrl_c_ends_in_one_line(module):
+    assert imported_packages(TREES[module])[0] == "utils"
+    [main] = [n for n in TREES[module].body if getattr(n, "name", "") == "main"]
+    assert [ast.unparse(decorator) for decorator in main.decorator_list] == ["command"]
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -117,10 +117,20 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(place):
     ]
 
 
-def test_a_mistake_is_said_once_and_ends_all_processes(place):
-    run = torchrun(ROOT / "classifier.py", *flags_of("sst", 0)[1:])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
+        (["--lrr", "1"], "unrecognized arguments: --lrr 1"),
+        (["--data_dir", "nowhere"], "nowhere/ids-sst-train.csv"),
+    ],
+)
+def test_a_mistake_is_said_once_and_ends_all_processes(wrong, said, place):
+    run = torchrun(ROOT / "classifier.py", *flags_of("sst", 4)[1:], *wrong)
     assert run.returncode != 0
-    assert "--batch_size 0: expected at least 1" in run.stderr
+    own = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(own) == 1 and said in own[0]
+    assert "usage:" not in run.stderr and "Traceback" not in run.stderr.split(own[0])[0]
 
 
 # -- shares ------------------------------------------------------------------------------------
