@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     """A program's flags; a wrong one is an InputError, and so one line."""
 
     def error(self, message: str):
-        raise InputError(f"{message}: see python {self.prog} --help")
+        raise InputError(f"{message}: see --help")
 
 
 def command(main):

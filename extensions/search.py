@@ -135,11 +135,9 @@ def check_space(args) -> None:
         words = words_of(args.parsed_space, probe)
         try:
             load_extensions(module.get_args([*args.fixed, *words]).extension)
-        except SystemExit as stop:  # argparse has printed its usage
-            if not stop.code:
-                raise
+        except InputError as error:
             given = shlex.join([*args.fixed, *words])
-            raise InputError(f"{args.program}: it does not take {given}, see above") from stop
+            raise InputError(f"{args.program}: it does not take {given}: {error}") from error
 
 
 def get_args(argv=None):

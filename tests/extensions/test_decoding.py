@@ -27,7 +27,7 @@ from transformers import (
 
 from config import GPT2Config
 from dataset import Record, read_sonnets
-from evaluation import write_sonnets
+from evaluation import verses, write_sonnets
 from extensions import decoding, sonnet_form, sonnet_writer
 from extensions.decoding import complete, get_args
 from extensions.decoding_search import (
@@ -401,12 +401,12 @@ def sonnets_of(model, flag="sonnet", seed=0, prompts=PROMPTS) -> list[str]:
 def check_form(text: str, prompt: str) -> list[str]:
     """14 lines, and the scheme wherever the dictionary has a rhyme; returns what was added."""
     rhymes = sonnet_form.dictionary().rhymes
-    given = prompt.splitlines()
+    given = verses(prompt)
     lines = text.splitlines()
     assert lines[: len(given)] == given
     lines = [line for line in lines if line.strip()]
     assert len(lines) == 14
-    added = lines[len([line for line in given if line.strip()]) :]
+    added = lines[len(given) :]
     for line in added:
         assert re.fullmatch(r"[A-Z][A-Za-z']*([,.;:!?]? [A-Za-z][A-Za-z']*)*[,.;:!?]?", line), line
     ends = [re.findall(r"[a-z']+", line.lower())[-1].strip("'") for line in lines]
