@@ -5,13 +5,14 @@ where there are any, sent_ids (a list of b strings) and indices (a list: the row
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.gpt2 import IGNORED_LABEL, is_right_padded, known_padding
-from utils import InputError
+from utils import InputError, some
 
 WINDOW = 50  # batches: sorting by length happens inside windows of so many
 
@@ -45,19 +46,33 @@ class TokenDataset(Dataset):
 
 
 def tokenise(
-    tokenizer, texts: list[str], sent_ids: list[str], limit: int, *, where="the texts"
+    tokenizer,
+    texts: list[str],
+    sent_ids: list[str],
+    limit: int,
+    *,
+    where="the texts",
+    say: Callable | None = None,
+    shorten: Callable | None = None,
 ) -> list[list[int]]:
-    """Token ids of each text; one longer than the model's `limit` positions is an error.
+    """Token ids of each text; none at all, or more than `limit`, are an error.
 
-    where: the texts' file, for that error.
+    where: the texts' file, for that error. With `say` a text that is too long is cut, and `say`
+    gets a line about all of these: it keeps its first tokens, as the course has it, or becomes what
+    shorten(its place in the list) gives.
     """
-    token_ids = tokenizer(texts)["input_ids"]
-    for sent_id, ids in zip(sent_ids, token_ids, strict=True):
-        if not 0 < len(ids) <= limit:
+    token_ids, long = tokenizer(texts)["input_ids"], []
+    for i, sent_id in enumerate(sent_ids):
+        if len(token_ids[i]) > limit and say:
+            long.append(sent_id)
+            token_ids[i] = shorten(i) if shorten else token_ids[i][:limit]
+        if not 0 < len(token_ids[i]) <= limit:
             raise InputError(
-                f"{where}, row {sent_id}: {len(ids)} tokens, expected 1 to {limit}, as many as the "
-                f"model has positions: mend this row"
+                f"{where}, row {sent_id}: {len(token_ids[i])} tokens, expected 1 to {limit}, as "
+                f"many as the model has positions: mend this row"
             )
+    if long:
+        say(f"{where}: {len(long)} rows are cut to {limit} tokens: {some(long)}")
     return token_ids
 
 

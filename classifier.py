@@ -19,15 +19,18 @@ from torch.nn import functional as F
 
 from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
-from dataset import NUM_LABELS, data_file, read_sentiment
+from dataset import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
 from evaluation import accuracy_and_f1, predict, write_predictions
 from flags import (
     add_fit_arguments,
+    add_max_length,
     check_fit_flags,
     check_range,
     fit_options,
+    length_limit,
     load_extensions,
     split_loader,
+    take_over,
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
@@ -125,12 +128,17 @@ def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dic
     batch_size = args.batch_size
     if name == "cfimdb":
         batch_size = -(-CFIMDB_BATCH_SIZE // worker.count)
-    for split in ("train", "dev", "test"):
-        path = Path(args.data_dir) / data_file(name, split)
-        records = read_sentiment(path, None if split == "test" else NUM_LABELS[name])[: args.limit]
+    splits = ("train", "dev", "test")
+    paths = {split: Path(args.data_dir) / data_file(name, split) for split in splits}
+    rows = {}
+    for split, path in paths.items():
+        rows[split] = read_sentiment(path, None if split == "test" else NUM_LABELS[name])
+    warn_of_rows_in_both(rows["train"], rows["dev"], paths, worker.say)
+    for split, path in paths.items():
+        records = rows[split][: args.limit]
         sent_ids = [record.sent_id for record in records]
         texts = [record.text for record in records]
-        token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=path)
+        token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=path, say=worker.say)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
         loaders[split] = split_loader(args, dataset, split, worker, batch_size)
@@ -183,12 +191,12 @@ def test(args, model, name: str, loaders: dict, worker: Worker) -> None:
     """Write the predictions for dev and test."""
     for split, path in output_paths(args, name).items():
         predictions = predict(model, loaders[split], worker.device)
-        if split == "dev" and worker.is_main:
-            print(f"{name}: dev acc :: {accuracy_and_f1(predictions)['acc']:.3f}")
+        if split == "dev":
+            worker.say(f"{name}: dev acc :: {accuracy_and_f1(predictions)['acc']:.3f}")
         if worker.is_main:
             column = "Predicted_Sentiment"
             write_predictions(path, column, predictions.sent_ids, predictions.predicted)
-            print(f"{name}: {split} predictions are in {path}")
+        worker.say(f"{name}: {split} predictions are in {path}")
 
 
 def output_paths(args, name: str) -> dict[str, Path]:
@@ -205,21 +213,20 @@ def run(args, name: str, worker: Worker) -> None:
     seed_everything(args.seed)
     if args.checkpoint:
         model, trained_with = load_model(args.checkpoint, name, build_model)
-        args.model_size, args.fine_tune_mode = trained_with.model_size, trained_with.fine_tune_mode
+        take_over(args, trained_with)
     else:
         args.num_labels = NUM_LABELS[name]
         model = build_model(args)
         args.gpt_config = asdict(model.gpt.config)
     model.to(worker.device)
     tokenizer = load_tokenizer(args.model_size)
-    loaders = build_loaders(args, name, tokenizer, model.gpt.config.max_position_embeddings, worker)
+    loaders = build_loaders(args, name, tokenizer, length_limit(args, model), worker)
     if not args.checkpoint:
         torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
         settings = vars(args) | {"dataset": name}
         run_name = f"{args.fine_tune_mode}-{Path(args.model_size).name}"
         folder = RunFolder(args.runs_dir, name, run_name, settings, writes=worker.is_main)
-        if worker.is_main:
-            print(f"{name}: {args.fine_tune_mode}, lr {args.lr:g}, checkpoints in {folder.path}")
+        worker.say(f"{name}: {args.fine_tune_mode}, lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
     test(args, model, name, loaders, worker)
 
@@ -247,6 +254,7 @@ def get_args(argv=None):
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--dev_out", help="with --dataset: where the dev predictions go")
     parser.add_argument("--test_out", help="with --dataset: where the test predictions go")
+    add_max_length(parser)
     add_fit_arguments(parser)
     args = parser.parse_args(argv)
     if args.lr is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils import InputError
+from utils import InputError, some
 
 NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
 END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
@@ -23,10 +23,28 @@ NUMBER_ALONE = re.compile(rf"[{SPACE}]*(\d+)[{SPACE}]*")
 HEADING = re.compile(rf"{MARK}(?:SONNET{MARK})?(?:(\d{{1,9}})|({ROMAN})){MARK}")
 
 
+SONNET_FILES = {
+    "train": "sonnets.txt",
+    "dev": "sonnets_held_out_dev.txt",
+    "test": "sonnets_held_out.txt",
+    "gold": "TRUE_sonnets_held_out_dev.txt",
+}
+
+
 def data_file(task: str, split: str) -> str:
-    """The course's name for the file of a split: train, dev or test, of sst, cfimdb, paraphrase."""
+    """The course's name for a file of sst, cfimdb, paraphrase or sonnet.
+
+    split: train, dev or test; of sonnets, dev and test are prompts, and gold is dev's full text.
+    """
+    if task == "sonnet":
+        return SONNET_FILES[split]
     prefix = f"ids-{task}" if task in NUM_LABELS else "quora"
     return f"{prefix}-{split}{'-student' if split == 'test' else ''}.csv"
+
+
+def data_path(task: str, split: str) -> str:
+    """Where that file is by default."""
+    return f"data/{data_file(task, split)}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,25 @@ class PairRecord:
     sentence1: str
     sentence2: str
     label: int | None = None
+
+
+def rows_in_both(training: list, dev: list) -> list[str]:
+    """The ids of dev rows whose text, or pair of questions in any order, stands in training too."""
+
+    def texts(row):
+        return row.text if isinstance(row, Record) else frozenset((row.sentence1, row.sentence2))
+
+    known = {texts(row) for row in training}
+    return [row.sent_id for row in dev if texts(row) in known]
+
+
+def warn_of_rows_in_both(training: list, dev: list, paths: dict, say) -> None:
+    """paths: of train and dev. What a model has learnt by heart says little of other texts."""
+    if both := rows_in_both(training, dev):
+        say(
+            f"{paths['dev']}: {len(both)} of {len(dev)} rows stand in {paths['train']}, too, which "
+            f"makes dev figures look better than they are: {some(both)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -181,14 +218,20 @@ def _roman(numeral: str) -> int:
     return sum(-v if v < after else v for v, after in zip(values, following, strict=True))
 
 
+def missing(path) -> InputError:
+    """What is said of a data file that is not there."""
+    return InputError(
+        f"{path}: no such file in {Path(path).resolve().parent}: python data/download.py brings "
+        f"the course's files, and --data_dir data/sample has small ones to try things with"
+    )
+
+
 def read_text(path) -> str:
     """A whole UTF-8 file; that it is missing, empty or not UTF-8 is said with the place."""
     try:
         data = Path(path).read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(
-            f"{path}: no such file: get the data by python data/download.py"
-        ) from error
+        raise missing(path) from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -210,7 +253,8 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     """
     text = f"{read_text(path)}\n{END}"
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t")
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter="\t")
     header = next(reader)
     missing = [name for name in columns if name not in header]
     if missing:
@@ -221,8 +265,10 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     places = {name: header.index(name) for name in columns}
     rows, line = [], 2
     for cells in reader:
-        if any("\n" in cell and ("\t" in cell or cell.endswith(END)) for cell in cells):
-            raise InputError(f"{path}, line {line}: a quote opens here and never closes: mend it")
+        if (open_at := _unclosed(cells, lines[line - 1 : reader.line_num])) is not None:
+            raise InputError(
+                f"{path}, line {line + open_at}: a quote opens here and never closes: mend it"
+            )
         if cells == [END]:
             break
         short = len(cells) < len(header) and not may_be_short
@@ -238,6 +284,25 @@ def read_table(path, columns: list[str], may_be_short: bool = False):
     if not rows:
         raise InputError(f"{path}: a header and no rows: get it again by python data/download.py")
     return rows
+
+
+def _unclosed(cells: list[str], lines: list[str]) -> int | None:
+    """In which of a row's lines a quote opens that never closes; None if all of them close.
+
+    Such a quote swallows rows, up to one that holds a quote of its own. That one then stands where
+    no quote may: before other text. A cell that was meant to hold tabs and lines ends as it should.
+    """
+    before = 0
+    for cell in cells:
+        if cell.endswith(END) and cell != END:
+            return before
+        if "\n" in cell and "\t" in cell:
+            try:
+                list(csv.reader(lines, delimiter="\t", strict=True))
+            except csv.Error:
+                return before
+        before += cell.count("\n")
+    return None
 
 
 def _new_id(cell: str | None, seen: set[str], where: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from batches import count_targets, forward_tokens, to_device
-from dataset import SONNET_HEADER, Record, read_sonnets, verses_only
+from dataset import SONNET_HEADER, Record, data_path, read_sonnets, verses_only
 
 ANSWER_TOKENS = {
     0: 3919,
@@ -261,9 +261,11 @@ def report_table(rows: dict[str, dict[str, float]]) -> str:
 def main():
     parser = Parser(description="Score generated sonnets against the true ones.")
     parser.add_argument("--sonnets", default="predictions/generated_sonnets_dev.txt")
-    parser.add_argument("--gold", default="data/TRUE_sonnets_held_out_dev.txt")
+    parser.add_argument("--gold", default=data_path("sonnet", "gold"))
     parser.add_argument("--prompts", help="the given lines; default: the first three of --gold")
-    parser.add_argument("--training", default="data/sonnets.txt", help="for the null baseline")
+    parser.add_argument(
+        "--training", default=data_path("sonnet", "train"), help="for the null baseline"
+    )
     args = parser.parse_args()
     generated = read_sonnets(args.sonnets)
     gold = partners(generated, read_sonnets(args.gold), args.sonnets, args.gold)

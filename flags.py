@@ -77,6 +77,33 @@ class _DataDir(argparse.Action):
         setattr(namespace, self.dest, value)
 
 
+def add_max_length(parser) -> None:
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="longer texts are cut to N tokens; default: the model's positions",
+    )
+
+
+def length_limit(args, model) -> int:
+    """How many tokens a text may have: --max_length, by default as many as there are positions."""
+    positions = model.gpt.config.max_position_embeddings
+    check_range(args, "max_length", 1, positions)
+    return args.max_length or positions
+
+
+def take_over(args, trained_with) -> None:
+    """Into args, the flags of a checkpoint on which its predictions depend.
+
+    --max_length may be given anew.
+    """
+    for name in ("model_size", "fine_tune_mode"):
+        if hasattr(trained_with, name):
+            setattr(args, name, getattr(trained_with, name))
+    args.max_length = args.max_length or getattr(trained_with, "max_length", None)
+
+
 def add_data_dir(parser) -> None:
     parser.add_argument(
         "--data_dir",

@@ -7,7 +7,7 @@ by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only wor
 import contextlib
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class Worker:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """What prints a line, on the main worker alone."""
+        return print if self.is_main else lambda message: None
 
 
 def worker_count() -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything, some
 
 # isort: split
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from batches import TokenDataset, tokenise
 from checkpoint import RunFolder, load_model
-from dataset import read_pairs
+from dataset import PairRecord, data_path, read_pairs, warn_of_rows_in_both
 from evaluation import (
     ANSWER_TOKENS,
     model_eval_paraphrase,
@@ -29,10 +29,13 @@ from evaluation import (
 from flags import (
     add_data_dir,
     add_fit_arguments,
+    add_max_length,
     check_fit_flags,
     fit_options,
+    length_limit,
     load_extensions,
     split_loader,
+    take_over,
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
@@ -64,6 +67,34 @@ def cloze_prompt(sentence1: str, sentence2: str) -> str:
     return f'Is "{sentence1}" a paraphrase of "{sentence2}"?\n'
 
 
+def prompt_tokens(tokenizer, records: list[PairRecord], limit: int, *, where, say) -> list:
+    """Token ids of each pair's prompt; `say` gets a line about those whose questions are cut."""
+
+    def shorten(i: int) -> list[int]:
+        return shortened_prompt(tokenizer, records[i], limit)
+
+    sent_ids = [record.sent_id for record in records]
+    prompts = [cloze_prompt(record.sentence1, record.sentence2) for record in records]
+    how = {"where": where, "say": say, "shorten": shorten}
+    return tokenise(tokenizer, prompts, sent_ids, limit, **how)
+
+
+def shortened_prompt(tokenizer, record: PairRecord, limit: int) -> list[int]:
+    """A prompt of at most `limit` tokens: the longer question loses its end, then both do.
+
+    What follows the questions stays, since the answer is read after it.
+    """
+    questions = [tokenizer(text)["input_ids"] for text in (record.sentence1, record.sentence2)]
+    while True:
+        prompt = cloze_prompt(*(tokenizer.decode(question) for question in questions))
+        token_ids = tokenizer(prompt)["input_ids"]
+        shorter, longer = sorted(questions, key=len)
+        excess = len(token_ids) - limit
+        if excess <= 0 or not longer:
+            return token_ids
+        del longer[-max(1, min(excess, len(longer) - len(shorter))) :]
+
+
 def answer_tokens(tokenizer) -> list[int]:
     """The ids of "no" and "yes" at the start of a line."""
     tokens = [tokenizer(word)["input_ids"] for word in ("no", "yes")]
@@ -83,17 +114,19 @@ def build_model(args, pretrained: bool = True) -> ParaphraseGPT:
 
 def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
     """The loaders train, dev and test; only train is shuffled. Rows left out are named."""
-    loaders = {}
+    loaders, rows = {}, {}
     paths = {"train": args.para_train, "dev": args.para_dev, "test": args.para_test}
     for split, path in paths.items():
         pairs = read_pairs(path, labelled=split != "test")
-        if pairs.dropped and worker.is_main:
-            dropped = ", ".join(pairs.dropped)
-            print(f"{path}: {len(pairs.dropped)} incomplete rows are left out: {dropped}")
-        records = pairs.records[: args.limit]
+        rows[split] = pairs.records
+        if pairs.dropped:
+            dropped = some(pairs.dropped)
+            worker.say(f"{path}: {len(pairs.dropped)} incomplete rows are left out: {dropped}")
+    warn_of_rows_in_both(rows["train"], rows["dev"], paths, worker.say)
+    for split, path in paths.items():
+        records = rows[split][: args.limit]
         sent_ids = [record.sent_id for record in records]
-        prompts = [cloze_prompt(r.sentence1, r.sentence2) for r in records]
-        token_ids = tokenise(tokenizer, prompts, sent_ids, limit, where=path)
+        token_ids = prompt_tokens(tokenizer, records, limit, where=path, say=worker.say)
         labels = None if split == "test" else [record.label for record in records]
         dataset = TokenDataset(token_ids, sent_ids, labels)
         loaders[split] = split_loader(args, dataset, split, worker, args.batch_size)
@@ -132,7 +165,7 @@ def test(args, model, loaders: dict, worker: Worker) -> None:
         if worker.is_main:
             answers = [ANSWER_TOKENS[label] for label in predicted]
             write_predictions(path, "Predicted_Is_Paraphrase", sent_ids, answers)
-            print(f"{split} predictions are in {path}")
+        worker.say(f"{split} predictions are in {path}")
 
 
 def run(args, worker: Worker) -> None:
@@ -142,7 +175,7 @@ def run(args, worker: Worker) -> None:
     seed_everything(args.seed)
     if args.checkpoint:
         model, trained_with = load_model(args.checkpoint, TASK, build_model)
-        args.model_size = trained_with.model_size
+        take_over(args, trained_with)
         tokenizer = load_tokenizer(args.model_size)
     else:
         tokenizer = load_tokenizer(args.model_size)
@@ -150,25 +183,23 @@ def run(args, worker: Worker) -> None:
         model = build_model(args)
         args.gpt_config = asdict(model.gpt.config)
     model.to(worker.device)
-    loaders = build_loaders(args, tokenizer, model.gpt.config.max_position_embeddings, worker)
+    loaders = build_loaders(args, tokenizer, length_limit(args, model), worker)
     if not args.checkpoint:
         torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
         name = Path(args.model_size).name
         folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
-        if worker.is_main:
-            print(f"paraphrase: lr {args.lr:g}, checkpoints in {folder.path}")
+        worker.say(f"paraphrase: lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
     scores = evaluate(model, loaders["dev"], worker.device)
-    if worker.is_main:
-        print(f"paraphrase: dev acc :: {scores['dev_acc']:.3f}, dev f1 :: {scores['dev_f1']:.3f}")
+    worker.say(f"paraphrase: dev acc :: {scores['dev_acc']:.3f}, dev f1 :: {scores['dev_f1']:.3f}")
     test(args, model, loaders, worker)
 
 
 def get_args(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--para_train", default="data/quora-train.csv")
-    parser.add_argument("--para_dev", default="data/quora-dev.csv")
-    parser.add_argument("--para_test", default="data/quora-test-student.csv")
+    parser.add_argument("--para_train", default=data_path("paraphrase", "train"))
+    parser.add_argument("--para_dev", default=data_path("paraphrase", "dev"))
+    parser.add_argument("--para_test", default=data_path("paraphrase", "test"))
     parser.add_argument("--para_dev_out", default="predictions/para-dev-output.csv")
     parser.add_argument("--para_test_out", default="predictions/para-test-output.csv")
     parser.add_argument("--seed", type=int, default=11711)
@@ -178,6 +209,7 @@ def get_args(argv=None):
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
     add_data_dir(parser)
+    add_max_length(parser)
     add_fit_arguments(parser)
     args = parser.parse_args(argv)
     check_fit_flags(args)

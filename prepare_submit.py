@@ -134,8 +134,8 @@ class Sonnets:
 def required_predictions() -> dict[str, Table | Sonnets]:
     """Path in the tree -> what should be there."""
     wanted = {
-        "predictions/generated_sonnets.txt": Sonnets("sonnets_held_out.txt"),
-        "predictions/generated_sonnets_dev.txt": Sonnets("sonnets_held_out_dev.txt"),
+        "predictions/generated_sonnets.txt": Sonnets(data_file("sonnet", "test")),
+        "predictions/generated_sonnets_dev.txt": Sonnets(data_file("sonnet", "dev")),
     }
     for split in ("dev", "test"):
         for prefix, mode in LATER_NAMES.items():

@@ -19,7 +19,7 @@ from torch import nn
 from batches import TokenDataset, collate, next_token_labels, tokenise
 from checkpoint import RunFolder, load_model
 from compiling import CUDA_GRAPHS
-from dataset import Record, read_sonnets
+from dataset import Record, data_path, read_sonnets, warn_of_rows_in_both
 from evaluation import (
     cross_entropy,
     null_baseline,
@@ -35,9 +35,11 @@ from evaluation import (
 from flags import (
     add_data_dir,
     add_fit_arguments,
+    add_max_length,
     check_fit_flags,
     check_range,
     fit_options,
+    length_limit,
     load_extensions,
     split_loader,
 )
@@ -126,6 +128,8 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
         held_out = {opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
         gold = read_sonnets(args.dev_gold_path)
         dev = [sonnet for sonnet in gold if not openings(sonnet) & held_out]
+        paths = {"train": args.sonnet_path, "dev": args.dev_gold_path}
+        warn_of_rows_in_both(training, dev, paths, say)
         twice = [sonnet.sent_id for sonnet in gold if openings(sonnet) & held_out]
         if twice:
             say(
@@ -145,14 +149,18 @@ def split_sonnets(args, say) -> dict[str, list[Record]]:
 
 
 def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:
-    """The loaders train and dev; each sonnet ends with one end token, which is learnt."""
+    """The loaders train and dev; a sonnet ends with one end token, which is learnt.
+
+    One that is longer than `limit` keeps its first tokens, and no end.
+    """
     loaders = {}
-    splits = split_sonnets(args, print if worker.is_main else lambda message: None)
-    for split, sonnets in splits.items():
+    paths = {"train": args.sonnet_path, "dev": args.dev_gold_path}
+    for split, sonnets in split_sonnets(args, worker.say).items():
         sent_ids = [sonnet.sent_id for sonnet in sonnets]
         texts = [sonnet.text for sonnet in sonnets]
-        bare = tokenise(tokenizer, texts, sent_ids, limit - 1, where=args.sonnet_path)
-        token_ids = [[*ids, tokenizer.eos_token_id] for ids in bare]
+        where = {"where": paths[split], "say": worker.say}
+        bare = tokenise(tokenizer, texts, sent_ids, limit, **where)
+        token_ids = [[*ids, tokenizer.eos_token_id][:limit] for ids in bare]
         dataset = TokenDataset(token_ids, sent_ids, [next_token_labels(ids) for ids in token_ids])
         loaders[split] = split_loader(
             args, dataset, split, worker, args.batch_size, judged=args.batch_size
@@ -239,28 +247,26 @@ def run(args, worker: Worker) -> None:
     model.to(worker.device)
     prompts = read_prompts(args, model)
     if not args.checkpoint:
-        limit = model.gpt.config.max_position_embeddings
-        loaders = build_loaders(args, model.tokenizer, limit, worker)
+        loaders = build_loaders(args, model.tokenizer, length_limit(args, model), worker)
         torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
         name = Path(args.model_size).name
         folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
-        if worker.is_main:
-            print(f"sonnet: lr {args.lr:g}, checkpoints in {folder.path}")
+        worker.say(f"sonnet: lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
     test(args, model, prompts, worker)
 
 
 def add_split_paths(parser) -> None:
     """The files that `split_sonnets` reads."""
-    parser.add_argument("--sonnet_path", default="data/sonnets.txt")
-    parser.add_argument("--held_out_sonnet_path", default="data/sonnets_held_out.txt")
-    parser.add_argument("--dev_gold_path", default="data/TRUE_sonnets_held_out_dev.txt")
+    parser.add_argument("--sonnet_path", default=data_path(TASK, "train"))
+    parser.add_argument("--held_out_sonnet_path", default=data_path(TASK, "test"))
+    parser.add_argument("--dev_gold_path", default=data_path(TASK, "gold"))
 
 
 def add_paths(parser) -> None:
     """The files of this task."""
     add_split_paths(parser)
-    parser.add_argument("--dev_sonnet_path", default="data/sonnets_held_out_dev.txt")
+    parser.add_argument("--dev_sonnet_path", default=data_path(TASK, "dev"))
     parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
     parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")
 
@@ -296,6 +302,7 @@ def get_args(argv=None):
     parser.add_argument("--lr", type=float, default=1e-5)
     parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
     add_data_dir(parser)
+    add_max_length(parser)
     add_fit_arguments(parser)
     args = parser.parse_args(argv)
     check_fit_flags(args)

@@ -40,6 +40,12 @@ class InputError(Exception):
     """
 
 
+def some(names: list[str], shown: int = 5) -> str:
+    """The first of many names, and how many more there are, for a message."""
+    more = f", … {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "none") + more
+
+
 class Parser(argparse.ArgumentParser):
     """A program's flags; a wrong one is an InputError, and so one line."""
 

@@ -205,6 +205,6 @@ def read_rows(task: str, split: str, folder: Path) -> list[Record]:
         pairs = read_pairs(folder / data_file(task, split), labelled=True).records
         return [Record(p.sent_id, cloze_prompt(p.sentence1, p.sentence2), p.label) for p in pairs]
     if split == "train":
-        return [replace(row, label=0) for row in read_sonnets(folder / "sonnets.txt")]
-    prompts = read_sonnets(folder / "sonnets_held_out.txt")
+        return [replace(row, label=0) for row in read_sonnets(folder / data_file(task, "train"))]
+    prompts = read_sonnets(folder / data_file(task, "test"))
     return [Record(prompt.sent_id, prompt_text(prompt), 0) for prompt in prompts]

@@ -15,15 +15,15 @@ from evaluation import opening, openings, write_sonnets
 from utils import atomic_write
 
 WHOLE, SMALL = "whole", "small"
-GOLD, PROMPTS = "TRUE_sonnets_held_out_dev.txt", "sonnets_held_out.txt"
+GOLD, PROMPTS, SONNETS = (data_file("sonnet", split) for split in ("gold", "test", "train"))
 FILES = (
     *(data_file(task, split) for task in ("sst", "paraphrase") for split in ("train", "dev")),
-    *("sonnets.txt", "sonnets_held_out_dev.txt", GOLD),
+    *(SONNETS, data_file("sonnet", "dev"), GOLD),
 )
 PAIRS = {data_file("paraphrase", "train"): 4000, data_file("paraphrase", "dev"): 1000}
 ROWS = {  # of those files that are sampled
     WHOLE: PAIRS,
-    SMALL: {**PAIRS, data_file("sst", "train"): 1000, "sonnets.txt": 48},
+    SMALL: {**PAIRS, data_file("sst", "train"): 1000, SONNETS: 48},
 }
 INVENTED = {
     data_file("sst", "test"): "\tid\tsentence\n0\tx\tnothing\n",

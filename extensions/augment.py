@@ -88,12 +88,8 @@ TASKS["paraphrase"] = Task(
     program="paraphrase_detection.py",
 )
 TASKS["sonnet"] = Task(
-    train="sonnets.txt",
-    held_out=(
-        "TRUE_sonnets_held_out_dev.txt",
-        "sonnets_held_out_dev.txt",
-        "sonnets_held_out.txt",
-    ),
+    train=data_file("sonnet", "train"),
+    held_out=tuple(data_file("sonnet", split) for split in ("gold", "dev", "test")),
 )
 
 

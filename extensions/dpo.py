@@ -35,6 +35,7 @@ import sonnet_generation
 from batches import to_device
 from checkpoint import RunFolder, load_model
 from corpus import save_tokenizer
+from dataset import data_path
 from extensions.preference_data import (
     KINDS,
     TASKS,
@@ -215,8 +216,8 @@ def get_args(argv=None):
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data, and how sonnets are sampled")
     sonnet_generation.add_split_paths(group)
-    group.add_argument("--para_train", default="data/quora-train.csv")
-    group.add_argument("--para_dev", default="data/quora-dev.csv")
+    group.add_argument("--para_train", default=data_path("paraphrase", "train"))
+    group.add_argument("--para_dev", default=data_path("paraphrase", "dev"))
     add_data_dir(parser)
     sonnet_generation.add_sampling(group)
 

@@ -18,6 +18,7 @@ how weights are fitted (ensemble_weights.py), and in that `--pool linear` averag
 import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from utils import InputError, Parser, check_writable, command, load_tokenizer
@@ -54,12 +55,14 @@ def read_rows(args, split: str) -> list:
     return pairs.records
 
 
-def shown(record, swapped: bool) -> str:
-    """The text that the task shows to its model."""
-    if isinstance(record, Record):
-        return record.text
-    pair = (record.sentence1, record.sentence2)
-    return paraphrase_detection.cloze_prompt(*(reversed(pair) if swapped else pair))
+def tokens_shown(tokenizer, rows: list, swapped: bool, limit: int, where) -> list[list[int]]:
+    """What the task shows to its model of each row; swapped: questions in the other order."""
+    if rows and isinstance(rows[0], Record):
+        texts, ids = [row.text for row in rows], [row.sent_id for row in rows]
+        return tokenise(tokenizer, texts, ids, limit, where=where, say=print)
+    if swapped:
+        rows = [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
+    return paraphrase_detection.prompt_tokens(tokenizer, rows, limit, where=where, say=print)
 
 
 @torch.no_grad()
@@ -82,7 +85,8 @@ def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[
     module = classifier if args.task in classifier.NUM_LABELS else paraphrase_detection
     model, settings = load_model(path, args.task, module.build_model)
     tokenizer = load_tokenizer(settings.model_size)
-    digest, limit = fingerprint(model, settings), model.gpt.config.max_position_embeddings
+    limit = getattr(settings, "max_length", None) or model.gpt.config.max_position_embeddings
+    digest = fingerprint(model, settings)
     model.to(device)
     found: dict[str, dict] = {}
     for swapped in (False, True) if args.both_orders else (False,):
@@ -90,8 +94,8 @@ def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[
         found[name] = {}
         for split, rows in records.items():
             sent_ids = [row.sent_id for row in rows]
-            texts = [shown(row, swapped) for row in rows]
-            token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=getattr(args, split))
+            where = getattr(args, split)
+            token_ids = tokens_shown(tokenizer, rows, swapped, limit, where)
             dataset = TokenDataset(token_ids, sent_ids)
             key = hashlib.sha256(f"{digest}{dataset.fingerprint()}".encode()).hexdigest()[:16]
             kept = Path(args.runs_dir) / "ensemble" / f"{args.task}-{split}-{key}.safetensors"

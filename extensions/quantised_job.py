@@ -24,6 +24,7 @@ from checkpoint import load_model, load_trainable_state, load_tree, save_tree, t
 from corpus import save_tokenizer
 from extensions.lora import merge
 from extensions.quantised_linear import LINEARS, Grid, Recipe, dequantise_model, quantise_model
+from flags import length_limit, take_over
 from parallel import Worker
 from utils import InputError, check_writable, load_tokenizer, seed_everything
 
@@ -64,9 +65,8 @@ class Task:
 
 def sentiment(name: str) -> Task:
     def build_loaders(args, model, worker):
-        limit = model.gpt.config.max_position_embeddings
         tokenizer = load_tokenizer(args.model_size)
-        return classifier.build_loaders(args, name, tokenizer, limit, worker)
+        return classifier.build_loaders(args, name, tokenizer, length_limit(args, model), worker)
 
     return Task(
         classifier,
@@ -78,13 +78,12 @@ def sentiment(name: str) -> Task:
 
 
 def paraphrase_loaders(args, model, worker):
-    limit = model.gpt.config.max_position_embeddings
     tokenizer = load_tokenizer(args.model_size)
-    return paraphrase_detection.build_loaders(args, tokenizer, limit, worker)
+    return paraphrase_detection.build_loaders(args, tokenizer, length_limit(args, model), worker)
 
 
 def sonnet_loaders(args, model, worker):
-    limit = model.gpt.config.max_position_embeddings
+    limit = length_limit(args, model)
     return sonnet_generation.build_loaders(args, model.tokenizer, limit, worker)
 
 
@@ -151,9 +150,7 @@ def open_job(args, own: Namespace, worker: Worker) -> Job:
     else:
         name = task_of(args.checkpoint, packed=False)
         model, settings = load_plain(args.checkpoint, name)
-    own.model_size = settings.model_size
-    if hasattr(settings, "fine_tune_mode"):
-        own.fine_tune_mode = settings.fine_tune_mode
+    take_over(own, settings)
     model.to(worker.device).eval()
     loaders = TASKS[name].build_loaders(own, model, worker)
     return Job(name, model, settings, own, worker, loaders)

@@ -20,7 +20,7 @@ from types import ModuleType
 import classifier
 import paraphrase_detection
 import sonnet_generation
-from dataset import data_file, read_sonnets
+from dataset import data_file, missing, read_sonnets
 from evaluation import opening, prompt_text
 from extensions.search_space import words_of
 from utils import ROOT, InputError, atomic_write
@@ -63,13 +63,14 @@ def sonnets_without_test(args, folder: Path) -> list[str]:
         for sonnet in read_sonnets(args.dev_gold_path):
             if hashlib.sha256(opening(sonnet).encode()).hexdigest().startswith(HELD_OUT_DEV_SONNET):
                 prompt = prompt_text(sonnet)
-    _write(folder / "sonnets_held_out.txt", f"1\n\n{prompt}\n")
-    return ["--held_out_sonnet_path", str(folder / "sonnets_held_out.txt"), "--max_new_tokens", "1"]
+    path = folder / data_file("sonnet", "test")
+    _write(path, f"1\n\n{prompt}\n")
+    return ["--held_out_sonnet_path", str(path), "--max_new_tokens", "1"]
 
 
 def existing(path) -> Path:
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file: get the data by python data/download.py")
+        raise missing(path)
     return Path(path)
 
 

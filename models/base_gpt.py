@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from config import GPT2Config
-from utils import InputError, atomic_path, atomic_write, checkpoint_folder
+from utils import InputError, atomic_path, atomic_write, checkpoint_folder, some
 
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
@@ -210,8 +210,8 @@ def from_huggingface_names(theirs: dict, config, where) -> dict[str, torch.Tenso
     unexpected = [name for name in theirs if not name.endswith(known)]
     if missing or unexpected:
         raise InputError(
-            f"{where}: {len(missing)} tensors are missing ({_some(missing)}), {len(unexpected)} "
-            f"are not GPT-2's ({_some(unexpected)}): expected a GPT-2 of "
+            f"{where}: {len(missing)} tensors are missing ({some(missing)}), {len(unexpected)} "
+            f"are not GPT-2's ({some(unexpected)}): expected a GPT-2 of "
             f"{config.num_hidden_layers} layers"
         )
     return ours
@@ -246,9 +246,4 @@ def _check_shapes(state: dict, expected: dict, where) -> None:
         if state[name].shape != tensor.shape
     ]
     if wrong:
-        raise InputError(f"{where}: weights and config.json disagree: {_some(wrong)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return shown + (f", … {len(names) - 5} more" if len(names) > 5 else "")
+        raise InputError(f"{where}: weights and config.json disagree: {some(wrong)}")

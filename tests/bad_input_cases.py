@@ -101,7 +101,11 @@ TABLES = [
     file("not UTF-8", "c", TRAIN, "line 2|0xe9|save the file as UTF-8", b"\tid\n0\tcaf\xe9\n"),
     file("UTF-16", "c", TRAIN, "line 1|UTF-8", f"{HEADER}\n{FINE}".encode("utf-16")),
     file("no such file", "c", TRAIN, "no such file|download.py", None),
-    *flag("cps", "--data_dir elsewhere", "elsewhere/|no such file|download.py"),
+    *flag(
+        "cps",
+        "--data_dir elsewhere",
+        "elsewhere/|no such file in /|/elsewhere: |python data/download.py|--data_dir data/sample",
+    ),
     *flag("p", "--para_train data", "data: |no such file"),
     quora("pairs without labels", "line 1|is_duplicate", "0\ta\tx\ty", header=PAIRS[:-13]),
     quora("pair's label", "line 2|'2.0'|[0, 1]", "0\ta\tx\ty\t2.0"),
@@ -123,9 +127,8 @@ TABLES = [
 
 TEXTS = [
     sst("sentence empty", "id-b|0 tokens", FINE, "1\tid-b\t \t1"),
-    sst("text too long", "id-b|514 tokens|512", FINE, f"1\tid-b\t{'é' * 257}\t1"),
-    quora("pair of too many tokens", "id-b|512", f"0\tid-b\t{'é! ' * 300}\tx\t1"),
-    file("sonnet too long", "s", SONNETS, "7: |511", "7\n\n" + f"{'z! ' * 40}\n" * 11),
+    *value("cps", "--max_length", "0 513", "expected from 1 to 512"),
+    *flag("p", "--max_length 8", "data/quora-train.csv|tokens, expected 1 to 8"),
     file("prompt too long", "s", HELD_OUT, "7: |511", "7\n\n" + "z! " * 400),
 ]
 

@@ -76,6 +76,22 @@ def test_a_text_of_exactly_the_model_s_positions_is_taken_and_a_longer_one_named
         tokenise(CountingTokenizer(), ["a", " "], ["x", "y"], 2)
 
 
+def test_a_text_that_is_too_long_keeps_its_first_tokens_where_somebody_is_told():
+    said = []
+    texts = ["a bb ccc", "dddd", "a bb ccc dddd"]
+    found = tokenise(CountingTokenizer(), texts, list("xyz"), 2, where="f.csv", say=said.append)
+    assert found == [[1, 2], [4], [1, 2]]
+    assert said == ["f.csv: 2 rows are cut to 2 tokens: x, z"]
+    with pytest.raises(InputError, match="row y: 0 tokens"):
+        tokenise(CountingTokenizer(), ["a", " "], ["x", "y"], 2, say=said.append)
+
+
+def test_of_many_texts_that_are_too_long_a_few_are_named():
+    said, texts = [], ["a b c"] * 9
+    tokenise(CountingTokenizer(), texts, list("abcdefghi"), 2, where="f.csv", say=said.append)
+    assert said == ["f.csv: 9 rows are cut to 2 tokens: a, b, c, d, e, … 4 more"]
+
+
 def test_next_token_labels_are_the_tokens_that_follow():
     assert next_token_labels([5, 6, 7]) == [6, 7, IGNORED_LABEL]
     assert next_token_labels([5]) == [IGNORED_LABEL]

@@ -1,8 +1,10 @@
 """Sentiment: the course's contract, both modes end to end, cached features, checkpoints."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +15,11 @@ from course_files import (
     no_training,
     predicted,
     work_in,
+    write,
+    write_course,
     write_model,
 )
+from tiny_run import run_path
 from torch import nn
 
 import classifier
@@ -59,6 +64,48 @@ def prepared(args):
     model = classifier.build_model(args)
     loaders = classifier.build_loaders(args, "sst", load_tokenizer(args.model_size), 512, WORKER)
     return model, loaders
+
+
+# -- data --------------------------------------------------------------------------------------
+
+
+def test_a_long_review_is_cut_and_everything_goes_on(words, data, tmp_path, monkeypatch, capsys):
+    copy = write_course(tmp_path / "copy")
+    review = "good film " * 600
+    for split, row in {
+        "train": f"9\tlong\t{review}\t1",
+        "test-student": f"9\t9\tlong\t{review}",
+    }.items():
+        path = copy / f"ids-sst-{split}.csv"
+        write(path, f"{path.read_text(encoding='utf-8')}{row}\n")
+    flags = ["--dataset", "sst", "--data_dir", copy]
+    call_main(monkeypatch, "classifier", *words, *flags)
+    said = capsys.readouterr().out
+    for split in ("train", "test-student"):
+        assert f"ids-sst-{split}.csv: 1 rows are cut to 512 tokens: long\n" in said
+    assert "long" in predicted("predictions/pretrain-sst-test-out.csv")
+
+
+def test_the_length_of_texts_is_a_flag_that_a_checkpoint_keeps(words, monkeypatch, capsys):
+    flags = [*words, "--dataset", "sst", "--max_length", "3"]
+    call_main(monkeypatch, "classifier", *flags)
+    expected = Path("predictions/pretrain-sst-test-out.csv").read_bytes()
+    assert "rows are cut to 3 tokens" in capsys.readouterr().out
+    best = run_path("runs", "*/best.safetensors")
+    call_main(monkeypatch, "classifier", *words, "--dataset", "sst", "--checkpoint", best)
+    assert "rows are cut to 3 tokens" in capsys.readouterr().out
+    assert Path("predictions/pretrain-sst-test-out.csv").read_bytes() == expected
+
+
+def test_rows_that_stand_in_training_and_dev_are_said_before_training(
+    words, tmp_path, monkeypatch, capsys
+):
+    copy = write_course(tmp_path / "copy")
+    shutil.copy(copy / "ids-sst-train.csv", copy / "ids-sst-dev.csv")
+    monkeypatch.setattr("classifier.fit", no_training)
+    with pytest.raises(AssertionError, match="training began"):
+        call_main(monkeypatch, "classifier", *words, "--dataset", "sst", "--data_dir", copy)
+    assert "ids-sst-dev.csv: 40 of 40 rows stand in " in capsys.readouterr().out
 
 
 # -- the model ---------------------------------------------------------------------------------

@@ -14,7 +14,17 @@ from course_files import (
     write_course,
 )
 
-from dataset import PairRecord, Record, read_pairs, read_sentiment, read_sonnets, read_table, spaced
+from dataset import (
+    PairRecord,
+    Record,
+    read_pairs,
+    read_sentiment,
+    read_sonnets,
+    read_table,
+    rows_in_both,
+    spaced,
+    warn_of_rows_in_both,
+)
 from utils import InputError
 
 needs_course_data = pytest.mark.skipif(
@@ -417,3 +427,48 @@ def test_the_course_s_sonnet_files_are_read_whole():
     assert set(lines["sonnets_held_out"].values()) == {3}
     assert set(lines["TRUE_sonnets_held_out_dev"].values()) == {14}
     assert lines["sonnets_held_out_dev"].keys() == lines["TRUE_sonnets_held_out_dev"].keys()
+
+
+# -- rows that training has seen ---------------------------------------------------------------
+
+
+def test_dev_rows_that_stand_in_training_are_counted_and_named():
+    training = [Record("a", "fine"), Record("b", "bad")]
+    dev = [Record("c", "good"), Record("d", "bad"), Record("e", "fine")]
+    assert rows_in_both(training, dev) == ["d", "e"] and rows_in_both(training, dev[:1]) == []
+    said = []
+    warn_of_rows_in_both(training, dev, {"train": "t.csv", "dev": "d.csv"}, said.append)
+    [line] = said
+    assert line.startswith("d.csv: 2 of 3 rows stand in t.csv, too") and line.endswith(": d, e")
+    warn_of_rows_in_both(training, dev[:1], {"train": "t.csv", "dev": "d.csv"}, said.append)
+    assert len(said) == 1
+
+
+def test_a_pair_in_the_other_order_is_the_same_pair():
+    training = [PairRecord("a", "x", "y", 1), PairRecord("b", "x", "x", 1)]
+    dev = [PairRecord("c", "y", "x", 1), PairRecord("d", "x", "z", 0), PairRecord("e", "x", "x", 1)]
+    assert rows_in_both(training, dev) == ["c", "e"]
+
+
+# -- quotes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["so\tgood", "so\ngood", "a\t\tb\n\nc", 'say ""this""\t\n'])
+@pytest.mark.parametrize("other", ["plain", '"quoted"', '"with\ttab"', '"with\n\ttab"'])
+def test_a_quoted_cell_may_hold_tabs_and_lines_beside_other_quoted_cells(tmp_path, text, other):
+    """As csv reads it, before and after rows of any kind."""
+    rows = [("a", "fine"), ("b", f'"{text}"'), ("c", other), ("d", '5" wide'), ("e", "end")]
+    lines = [f"{i}\t{sent_id}\t{cell}\t1" for i, (sent_id, cell) in enumerate(rows)]
+    path = write(tmp_path / "a.csv", "\tid\tsentence\tsentiment\n" + "\n".join(lines) + "\n")
+    found = read_sentiment(path, 2)
+    with open(path, encoding="utf-8", newline="") as file:
+        expected = list(csv.DictReader(file, delimiter="\t"))
+    assert [r.text for r in found] == [row["sentence"].lower().strip() for row in expected]
+    assert [record.sent_id for record in found] == list("abcde")
+
+
+def test_a_quote_that_never_closes_is_named_by_the_line_on_which_it_opens(tmp_path):
+    """A legal cell of three lines stands before it, in the same row."""
+    text = '\tid\tsentence\tsentiment\n0\t"a\n\n"\t"so\t1\n1\tb\tit is "fine"\t1\n'
+    with pytest.raises(InputError, match=r"a\.csv, line 4: a quote opens here and never closes"):
+        read_sentiment(write(tmp_path / "a.csv", text), 2)

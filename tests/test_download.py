@@ -13,8 +13,10 @@ import pytest
 
 from data import download
 from data.download import Blob, blob_of
+from dataset import data_file
 from utils import ROOT
 
+SPLITS = ("train", "dev", "test")
 COURSE = ROOT.parent / "shared" / "data"
 CONTENTS = {
     "ids-sst-dev.csv": b"\tid\tsentence\tsentiment\n0\ta1\tfine\t3\n" * 50,
@@ -326,3 +328,9 @@ def test_the_course_s_files_have_the_pinned_hashes(call, data):
     pinned = {**download.FILES, **download.SMALL_QUORA}
     assert {path.name: blob_of(path) for path in data.iterdir()} == pinned
     assert "brought" not in call()[1]
+
+
+def test_the_files_are_those_that_the_tasks_read():
+    tasks = {"sst": SPLITS, "cfimdb": SPLITS, "paraphrase": SPLITS, "sonnet": (*SPLITS, "gold")}
+    read = {data_file(task, split) for task, splits in tasks.items() for split in splits}
+    assert read == set(download.NAMES)

@@ -1,5 +1,6 @@
 """Paraphrases as a cloze: one prompt everywhere, logits of two tokens, answers as the course's."""
 
+import itertools
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,11 +20,20 @@ from course_files import (
 from torch import nn
 
 import paraphrase_detection
-from dataset import read_pairs
+from dataset import PairRecord, read_pairs
 from evaluation import ANSWER_TOKENS
 from models.gpt2 import GPT2Model
-from paraphrase_detection import ParaphraseGPT, answer_tokens, build_loaders, cloze_prompt, get_args
+from paraphrase_detection import (
+    ParaphraseGPT,
+    answer_tokens,
+    build_loaders,
+    cloze_prompt,
+    get_args,
+    shortened_prompt,
+)
 from utils import ROOT, InputError, load_tokenizer
+
+HEADER = "\tid\tsentence1\tsentence2\tis_duplicate"
 
 
 @pytest.fixture
@@ -154,6 +164,30 @@ def test_train_dev_and_test_read_one_and_the_same_prompt(words, data, monkeypatc
     assert "yes" not in texts[0] and "no" not in texts[0].split()
 
 
+def test_of_questions_that_are_too_long_the_longer_one_is_cut_and_the_prompts_end_stays(words):
+    tokenizer = load_tokenizer(parsed(words).model_size)
+    end = '"?\n'
+    lengths = [(1, 90), (90, 1), (60, 60), (30, 45), (200, 3)]
+    for (first, second), limit in itertools.product(lengths, (40, 55, 56, 57)):
+        pair = PairRecord("a", "good film " * first, "é poor plot " * second)
+        ids = shortened_prompt(tokenizer, pair, limit)
+        text = tokenizer.decode(ids)
+        assert limit - 3 <= len(ids) <= limit and text.endswith(end), (first, second, limit)
+        if second == 1:
+            assert text.endswith(f' a paraphrase of "{pair.sentence2}{end}')
+        if first == 1:
+            assert text.startswith(f'Is "{pair.sentence1}" a paraphrase of ')
+
+
+def test_pairs_that_are_too_long_are_counted_and_the_others_stay_as_they_are(words, capsys):
+    write("long.csv", f"{HEADER}\n0\ta\t{'good film ' * 400}\tbad?\t1\n1\tb\tx\ty\t0\n")
+    args = parsed([*words, "--para_train", "long.csv"])
+    tokenizer = load_tokenizer(args.model_size)
+    cut, whole = build_loaders(args, tokenizer, 512, WORKER)["train"].dataset.token_ids
+    assert len(cut) <= 512 and whole == tokenizer(cloze_prompt("x", "y"))["input_ids"]
+    assert "long.csv: 1 rows are cut to 512 tokens: a\n" in capsys.readouterr().out
+
+
 def test_labels_are_the_classes_0_and_1_and_the_test_file_has_none(words):
     args = parsed(words)
     loaders = build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
@@ -222,7 +256,7 @@ def test_a_run_writes_the_course_s_answers_for_dev_and_test(
     said = capsys.readouterr().out
     assert "paraphrase: lr 1e-05" in said
     for file, rows in {"train": 40, "dev": 20, "test-student": 13}.items():
-        [line] = [line for line in said.splitlines() if f"quora-{file}.csv" in line]
+        [line] = [line for line in said.splitlines() if f"quora-{file}.csv: 1 " in line]
         assert "1 incomplete rows are left out" in line and f"line {rows + 2} (id q" in line
 
 

@@ -463,9 +463,18 @@ def test_prompts_of_one_line_and_their_continuations_are_scored(words, data, mon
     assert float(null[4]) == 14.0
 
 
-def test_a_sonnet_longer_than_the_model_s_positions_is_named(words, model):
-    with pytest.raises(InputError, match=r"row 1: \d+ tokens, expected 1 to 19"):
-        build_loaders(parsed(words), model.tokenizer, 20, WORKER)
+def test_a_sonnet_longer_than_the_model_s_positions_keeps_its_first_tokens_and_no_end(
+    words, model, data, capsys
+):
+    whole = build_loaders(parsed(words), model.tokenizer, 512, WORKER)["train"].dataset
+    cut = build_loaders(parsed(words), model.tokenizer, 20, WORKER)["train"].dataset
+    assert cut.token_ids == [ids[:20] for ids in whole.token_ids]
+    assert all(
+        labels == [*ids[1:], IGNORED_LABEL]
+        for ids, labels in zip(cut.token_ids, cut.labels, strict=True)
+    )
+    said = capsys.readouterr().out
+    assert f"{data / 'sonnets.txt'}: 12 rows are cut to 20 tokens: 1, 2, 3, 4, 5, … 7 more" in said
 
 
 def test_it_learns_verses_by_heart(words, tmp_path, monkeypatch):
