@@ -60,9 +60,12 @@ class AdamW(torch.optim.Optimizer):
     def init_state(self) -> None:
         """Make the moments of all parameters, which otherwise begin with their first gradient."""
         for group in self.param_groups:
-            for param in group["params"]:
-                if param.requires_grad and not self.state[param]:
-                    self._begin(param)
+            self._init_group([param for param in group["params"] if param.requires_grad], group)
+
+    def _init_group(self, params: list[torch.Tensor], group: dict) -> None:
+        for param in params:
+            if not self.state[param]:
+                self._begin(param)
 
     @torch.no_grad()
     def step(self, closure=None):

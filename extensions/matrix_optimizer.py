@@ -35,6 +35,10 @@ class MatrixOptimizer(AdamW):
         """Where a matrix moves to, of its shape; None: not in this step."""
         raise NotImplementedError
 
+    def _init_group(self, params, group) -> None:
+        if group["rule"] == "adamw":  # a rule begins its own state with the first gradient
+            super()._init_group(params, group)
+
     def _update(self, params, group) -> None:
         if group["rule"] == "adamw":
             super()._update(params, group)
