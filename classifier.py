@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from batches import TokenDataset, batch_loader, make_loader, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
-from evaluation import accuracy_and_f1, predict, write_predictions
+from evaluation import accuracy_and_f1, predict
 from flags import (
     add_fit_arguments,
     add_max_length,
@@ -34,6 +34,7 @@ from flags import (
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
+from prediction_files import write_predictions
 from training import apply_extensions, fit
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}

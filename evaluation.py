@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from utils import InputError, Parser, atomic_write, command
+from utils import InputError, Parser, command
 
 # isort: split
 
@@ -18,12 +18,8 @@ import torch
 from tqdm import tqdm
 
 from batches import count_targets, forward_tokens, to_device
-from dataset import SONNET_HEADER, Record, data_path, read_sonnets, verses_only
+from dataset import Record, data_path, read_sonnets
 
-ANSWER_TOKENS = {
-    0: 3919,
-    1: 8505,
-}  # "no" and "yes" in GPT-2's vocabulary, as the course writes them
 PROMPT_LINES = 3
 
 
@@ -98,24 +94,6 @@ def cross_entropy(model, loader, loss_fn, device, forward=forward_tokens) -> flo
 def perplexity(loss: float) -> float:
     """exp of a mean loss in nats a token; infinite where no float is as large."""
     return float(torch.tensor(loss, dtype=torch.float64).exp())
-
-
-def write_predictions(path, column: str, sent_ids: list[str], values: list[int]) -> None:
-    """A prediction file: the header `id, <column>`, then one line a row."""
-    with atomic_write(path) as file:
-        file.write(f"id, {column} \n")
-        file.writelines(f"{i}, {value} \n" for i, value in zip(sent_ids, values, strict=True))
-
-
-def write_sonnets(path, sonnets: list[Record]) -> None:
-    """A file of generated sonnets: a header, then for each its index and its text.
-
-    No line of a text begins another sonnet, for this project's reader and for the course's.
-    """
-    with atomic_write(path) as file:
-        file.write(f"{SONNET_HEADER}\n\n")
-        for sonnet in sonnets:
-            file.write(f"\n{sonnet.sent_id}\n{verses_only(sonnet)}\n\n")
 
 
 def test_sonnet(

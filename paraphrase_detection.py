@@ -20,12 +20,7 @@ from torch.nn import functional as F
 from batches import TokenDataset, tokenise
 from checkpoint import RunFolder, load_model
 from dataset import PairRecord, data_path, read_pairs, warn_of_rows_in_both
-from evaluation import (
-    ANSWER_TOKENS,
-    model_eval_paraphrase,
-    model_test_paraphrase,
-    write_predictions,
-)
+from evaluation import model_eval_paraphrase, model_test_paraphrase
 from flags import (
     add_data_dir,
     add_fit_arguments,
@@ -39,6 +34,7 @@ from flags import (
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
+from prediction_files import ANSWER_TOKENS, write_predictions
 from training import apply_extensions, fit
 
 TASK = "paraphrase"

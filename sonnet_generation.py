@@ -30,7 +30,6 @@ from evaluation import (
     prompt_text,
     report_table,
     sonnet_report,
-    write_sonnets,
 )
 from flags import (
     add_data_dir,
@@ -46,6 +45,7 @@ from flags import (
 from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
 from parallel import Worker, joined_worker
+from prediction_files import write_sonnets
 from training import apply_extensions, fit
 
 TASK = "sonnet"

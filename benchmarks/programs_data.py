@@ -11,7 +11,8 @@ import random
 from pathlib import Path
 
 from dataset import data_file, read_sonnets, read_text
-from evaluation import opening, openings, write_sonnets
+from evaluation import opening, openings
+from prediction_files import write_sonnets
 from utils import atomic_write
 
 WHOLE, SMALL = "whole", "small"

@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.programs_data import GOLD, SMALL, WHOLE, prepare
 from benchmarks.study import SCHEDULE, TASKS, Study, fine_tune, history, start, train
 from dataset import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
-from evaluation import ANSWER_TOKENS, partners, sonnet_report
+from evaluation import partners, sonnet_report
+from prediction_files import ANSWER_TOKENS
 
 MODEL = "gpt2-mini"
 RATE = 3e-4  # the better one of two for each task: benchmarks/results/pretraining_pays.json

@@ -36,12 +36,13 @@ import torch
 from batches import collate
 from checkpoint import load_model
 from dataset import Record, read_sonnets
-from evaluation import report_table, sonnet_report, write_sonnets
+from evaluation import report_table, sonnet_report
 from extensions import sonnet_form
 from extensions.decoding_strategies import STRATEGIES, Job, Sonnet, Strategy, load_strategy
 from extensions.unfinished_work import Unfinished, digest, weights_digest
 from flags import add_data_dir, check_range
 from parallel import joined_worker
+from prediction_files import write_sonnets
 from sonnet_generation import (
     TASK,
     add_paths,

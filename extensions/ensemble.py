@@ -33,11 +33,11 @@ import paraphrase_detection
 from batches import TokenDataset, forward_tokens, make_loader, to_device, tokenise
 from checkpoint import load_model, load_tree, save_tree
 from dataset import Record, data_file, read_pairs, read_sentiment
-from evaluation import ANSWER_TOKENS, report_table, write_predictions
+from evaluation import report_table
 from extensions.ensemble_weights import POOLS, cross_fitted, fit_weights, mean_loss
-from extensions.prediction_files import CLASSES, check_ids, read_predictions
 from flags import check_range
 from parallel import joined_worker
+from prediction_files import ANSWER_TOKENS, CLASSES, check_ids, read_predictions, write_predictions
 
 TASKS = (*classifier.NUM_LABELS, paraphrase_detection.TASK)
 

@@ -28,8 +28,8 @@ from utils import InputError, Parser, command
 
 import numpy as np
 
-from extensions.prediction_files import check_ids, read_gold, read_predictions
 from flags import check_range
+from prediction_files import check_ids, read_gold, read_predictions
 
 CHUNK = 500  # draws at once
 OUTPERFORMS = 0.75  # P(A > B) that is worth while: Bouthillier et al. 2021, section 4

@@ -14,7 +14,7 @@ LEVELS = {
     0: "config utils kernels optimizer parallel compiling",
     1: "modules checkpoint",
     2: "models dataset batches corpus",
-    3: "evaluation training flags stages",
+    3: "evaluation prediction_files training flags stages",
     4: "extensions",
     5: "classifier paraphrase_detection sonnet_generation",
     6: "sanity_check optimizer_test prepare_submit demo pretrain data benchmarks course",

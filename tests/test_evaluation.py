@@ -32,10 +32,9 @@ from evaluation import (
     report_table,
     sonnet_report,
     verses,
-    write_predictions,
-    write_sonnets,
 )
 from models.gpt2 import GPT2Model, next_token_loss
+from prediction_files import write_predictions, write_sonnets
 from utils import ROOT, InputError
 
 CPU = torch.device("cpu")

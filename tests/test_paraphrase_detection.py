@@ -21,7 +21,6 @@ from torch import nn
 
 import paraphrase_detection
 from dataset import PairRecord, read_pairs
-from evaluation import ANSWER_TOKENS
 from models.gpt2 import GPT2Model
 from paraphrase_detection import (
     ParaphraseGPT,
@@ -31,6 +30,7 @@ from paraphrase_detection import (
     get_args,
     shortened_prompt,
 )
+from prediction_files import ANSWER_TOKENS
 from utils import ROOT, InputError, load_tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate"

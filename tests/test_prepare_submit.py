@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import classifier
-import evaluation
+import prediction_files
 import prepare_submit
 from dataset import Record
 from utils import ROOT
@@ -58,13 +58,13 @@ def root(tmp_path):
     write_data(root / "data")
     for path in SENTIMENT:
         labels = LABELS["sst" if "-sst-" in path else "cfimdb"]
-        evaluation.write_predictions(root / path, "Predicted_Sentiment", IDS, labels)
+        prediction_files.write_predictions(root / path, "Predicted_Sentiment", IDS, labels)
     for split in ("dev", "test"):
         path = root / f"predictions/para-{split}-output.csv"
-        evaluation.write_predictions(path, "Predicted_Is_Paraphrase", IDS, LABELS["para"])
+        prediction_files.write_predictions(path, "Predicted_Is_Paraphrase", IDS, LABELS["para"])
     sonnets = [Record("155", "When my love swears\nThat she is"), Record("156", "Two loves I have")]
     for name in ("generated_sonnets.txt", "generated_sonnets_dev.txt"):
-        evaluation.write_sonnets(root / "predictions" / name, sonnets)
+        prediction_files.write_sonnets(root / "predictions" / name, sonnets)
     return root
 
 
@@ -277,7 +277,8 @@ def test_sonnets_with_line_ends_of_old_macs_are_read(root, submit):
 
 def test_what_the_programs_write_is_what_is_expected_here():
     wanted = prepare_submit.required_predictions()
-    assert set(wanted[PARA].values) == {str(value) for value in evaluation.ANSWER_TOKENS.values()}
+    answers = prediction_files.ANSWER_TOKENS.values()
+    assert set(wanted[PARA].values) == {str(answer) for answer in answers}
     assert prepare_submit.NUM_LABELS == classifier.NUM_LABELS
     assert {later: name for name, later in prepare_submit.LATER_NAMES.items()} == (
         classifier.OUTPUT_NAMES

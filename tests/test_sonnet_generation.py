@@ -22,8 +22,9 @@ from course_files import (
 import sonnet_generation
 from batches import collate
 from dataset import Record, read_sonnets
-from evaluation import sonnet_report, write_sonnets
+from evaluation import sonnet_report
 from models.gpt2 import IGNORED_LABEL, GPT2Model
+from prediction_files import write_sonnets
 from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn, split_sonnets
 from utils import ROOT, InputError
 

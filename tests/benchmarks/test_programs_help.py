@@ -18,7 +18,7 @@ from benchmarks import programs_runs as runs
 from benchmarks import study
 from benchmarks.programs_help import PLAIN, QUESTIONS, ProgramsStudy
 from dataset import read_pairs, read_sentiment, read_sonnets
-from evaluation import write_predictions
+from prediction_files import write_predictions
 from utils import ROOT, InputError
 
 SAMPLE = ROOT / "data" / "sample"

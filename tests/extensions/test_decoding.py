@@ -27,7 +27,7 @@ from transformers import (
 
 from config import GPT2Config
 from dataset import Record, read_sonnets
-from evaluation import verses, write_sonnets
+from evaluation import verses
 from extensions import decoding, sonnet_form, sonnet_writer
 from extensions.decoding import complete, get_args
 from extensions.decoding_search import (
@@ -41,6 +41,7 @@ from extensions.decoding_search import (
 from extensions.decoding_strategies import STRATEGIES, Job, load_strategy
 from models.generation import generate
 from models.gpt2 import GPT2Model
+from prediction_files import write_sonnets
 from sonnet_generation import SonnetGPT
 from utils import ROOT, InputError
 

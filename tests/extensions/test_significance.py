@@ -8,9 +8,9 @@ import pytest
 from course_files import predicted, write, write_course
 
 from dataset import read_pairs, read_sentiment
-from evaluation import ANSWER_TOKENS, write_predictions
 from extensions import significance
 from extensions.significance import compare, mcnemar, outperforming, resampled_accuracies, table
+from prediction_files import ANSWER_TOKENS, write_predictions
 from utils import ROOT
 
 # -- statistics ------------------------------------------------------------------------------------
