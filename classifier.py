@@ -28,13 +28,14 @@ from flags import (
     check_range,
     fit_options,
     length_limit,
+    limited_path,
     load_extensions,
     split_loader,
     take_over,
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
-from prediction_files import write_predictions
+from prediction_files import write_predictions, write_record
 from training import apply_extensions, fit
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
@@ -188,15 +189,18 @@ def _on_features(model, loader, worker: Worker):
     return batch_loader(features, loader.batch_sampler, collate=features.collate)
 
 
-def test(args, model, name: str, loaders: dict, worker: Worker) -> None:
-    """Write the predictions for dev and test."""
+def test(args, model, name: str, loaders: dict, worker: Worker, made_by) -> None:
+    """Write the predictions for dev and test; made_by: the run's folder or checkpoint."""
+    figures = {}
     for split, path in output_paths(args, name).items():
         predictions = predict(model, loaders[split], worker.device)
         if split == "dev":
-            worker.say(f"{name}: dev acc :: {accuracy_and_f1(predictions)['acc']:.3f}")
+            figures = {"acc": accuracy_and_f1(predictions)["acc"]}
+            worker.say(f"{name}: dev acc :: {figures['acc']:.3f}")
         if worker.is_main:
             column = "Predicted_Sentiment"
             write_predictions(path, column, predictions.sent_ids, predictions.predicted)
+            write_record(made_by, path, args, figures)
         worker.say(f"{name}: {split} predictions are in {path}")
 
 
@@ -204,7 +208,7 @@ def output_paths(args, name: str) -> dict[str, Path]:
     prefix = OUTPUT_NAMES[args.fine_tune_mode]
     given = {"dev": args.dev_out, "test": args.test_out}
     default = {s: f"predictions/{prefix}-{name}-{s}-out.csv" for s in given}
-    return {split: Path(given[split] or default[split]) for split in given}
+    return {s: Path(given[s] or limited_path(default[s], args.limit)) for s in given}
 
 
 def run(args, name: str, worker: Worker) -> None:
@@ -213,7 +217,8 @@ def run(args, name: str, worker: Worker) -> None:
         check_writable(path)
     seed_everything(args.seed)
     if args.checkpoint:
-        model, trained_with = load_model(args.checkpoint, name, build_model)
+        made_by = args.checkpoint
+        model, trained_with = load_model(made_by, name, build_model)
         take_over(args, trained_with)
     else:
         args.num_labels = NUM_LABELS[name]
@@ -229,7 +234,8 @@ def run(args, name: str, worker: Worker) -> None:
         folder = RunFolder(args.runs_dir, name, run_name, settings, writes=worker.is_main)
         worker.say(f"{name}: {args.fine_tune_mode}, lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
-    test(args, model, name, loaders, worker)
+        made_by = folder.path
+    test(args, model, name, loaders, worker, made_by)
 
 
 def get_args(argv=None):

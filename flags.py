@@ -30,7 +30,9 @@ def add_fit_arguments(parser) -> None:
         "--checkpoint", metavar="FILE", help="a best.safetensors: predict, train not"
     )
     group.add_argument(
-        "--limit", type=int, help="use the first N rows of each file, for a quick look"
+        "--limit",
+        type=int,
+        help="use the first N rows of each file, for a quick look; outputs get names of their own",
     )
     group.add_argument("--weight_decay", type=float, default=0.0)
     group.add_argument("--warmup", type=float, default=0.0, help="share of steps, for example 0.1")
@@ -111,6 +113,19 @@ def add_data_dir(parser) -> None:
         action=_DataDir,
         help="where the data files are, by their names",
     )
+
+
+def limited_path(path, limit: int | None) -> str:
+    """Where a run puts what a whole run puts at `path`: with --limit, beside it."""
+    path = Path(path)
+    return str(path.with_name(f"{path.stem}.limit-{limit}{path.suffix}") if limit else path)
+
+
+def mark_limited_outputs(args, parser) -> None:
+    """Give the outputs of a --limit run names of their own; those given by flag stay."""
+    for name, value in vars(args).items():
+        if name.endswith("_out") and value and value == parser.get_default(name):
+            setattr(args, name, limited_path(value, args.limit))
 
 
 def check_range(args, name: str, low: float, high: float = math.inf) -> None:

@@ -29,12 +29,13 @@ from flags import (
     fit_options,
     length_limit,
     load_extensions,
+    mark_limited_outputs,
     split_loader,
     take_over,
 )
 from models.gpt2 import backbone
 from parallel import Worker, joined_worker
-from prediction_files import ANSWER_TOKENS, write_predictions
+from prediction_files import ANSWER_TOKENS, write_predictions, write_record
 from training import apply_extensions, fit
 
 TASK = "paraphrase"
@@ -154,13 +155,19 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
     )
 
 
-def test(args, model, loaders: dict, worker: Worker) -> None:
-    """Write the answers for dev and test as GPT-2's tokens of "no" and "yes"."""
+def test(args, model, loaders: dict, worker: Worker, made_by) -> None:
+    """Write the answers for dev and test as GPT-2's tokens of "no" and "yes".
+
+    made_by: the run's folder or checkpoint.
+    """
+    scores = evaluate(model, loaders["dev"], worker.device)
+    worker.say(f"paraphrase: dev acc :: {scores['dev_acc']:.3f}, dev f1 :: {scores['dev_f1']:.3f}")
     for split, path in {"dev": args.para_dev_out, "test": args.para_test_out}.items():
         predicted, sent_ids = model_test_paraphrase(loaders[split], model, worker.device)
         if worker.is_main:
             answers = [ANSWER_TOKENS[label] for label in predicted]
             write_predictions(path, "Predicted_Is_Paraphrase", sent_ids, answers)
+            write_record(made_by, path, args, {"acc": scores["dev_acc"]})
         worker.say(f"{split} predictions are in {path}")
 
 
@@ -170,7 +177,8 @@ def run(args, worker: Worker) -> None:
         check_writable(path)
     seed_everything(args.seed)
     if args.checkpoint:
-        model, trained_with = load_model(args.checkpoint, TASK, build_model)
+        made_by = args.checkpoint
+        model, trained_with = load_model(made_by, TASK, build_model)
         take_over(args, trained_with)
         tokenizer = load_tokenizer(args.model_size)
     else:
@@ -186,9 +194,8 @@ def run(args, worker: Worker) -> None:
         folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
         worker.say(f"paraphrase: lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
-    scores = evaluate(model, loaders["dev"], worker.device)
-    worker.say(f"paraphrase: dev acc :: {scores['dev_acc']:.3f}, dev f1 :: {scores['dev_f1']:.3f}")
-    test(args, model, loaders, worker)
+        made_by = folder.path
+    test(args, model, loaders, worker, made_by)
 
 
 def get_args(argv=None):
@@ -209,6 +216,7 @@ def get_args(argv=None):
     add_fit_arguments(parser)
     args = parser.parse_args(argv)
     check_fit_flags(args)
+    mark_limited_outputs(args, parser)
     return args
 
 

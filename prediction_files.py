@@ -6,6 +6,7 @@ id, Predicted_Sentiment        or Predicted_Is_Paraphrase: "no" and "yes" as GPT
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,25 +123,42 @@ def check_ids(found: dict, expected: dict, path, where) -> None:
 
 # -- where a file comes from -------------------------------------------------------------------
 
-
-def record_path(path) -> Path:
-    return Path(f"{path}.run.json")
+RECORDS = "predictions.json"  # in the folder of the run, or beside the checkpoint, that made them
 
 
-def write_record(path, **facts) -> None:
-    """Say beside a prediction file which run made it, and how good that was on dev."""
-    with atomic_write(record_path(path)) as file:
-        json.dump(facts | {"sha256": _digest(path)}, file, indent=2)
+def write_record(made_by, path, args, figures: dict[str, float]) -> None:
+    """Note in a run's folder, or beside a checkpoint, that a prediction file comes from there.
+
+    figures: how good that is on dev. A folder that others own is left alone.
+    """
+    folder = Path(made_by) if Path(made_by).is_dir() else Path(made_by).parent
+    if not os.access(folder, os.W_OK):
+        return
+    flags = {name: getattr(args, name, None) for name in ("model_size", "extension", "limit")}
+    facts = {"made_by": str(made_by), **flags, "dev": figures, "sha256": _digest(path)}
+    records = _read_json(folder / RECORDS) | {str(path): facts}
+    with atomic_write(folder / RECORDS) as file:
+        json.dump(records, file, indent=2)
         file.write("\n")
 
 
-def read_record(path) -> dict | None:
-    """The facts of `write_record`; None if there are none, or if the file is another one now."""
-    try:
-        facts = json.loads(record_path(path).read_text(encoding="utf-8"))
-        return facts if facts["sha256"] == _digest(path) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
+def origin(path, runs_dir) -> str:
+    """Which run below a folder wrote a prediction file as it is now, in words."""
+    digest, made = _digest(path), None
+    for records in sorted(Path(runs_dir).rglob(RECORDS), key=lambda p: p.stat().st_mtime):
+        for name, facts in _read_json(records).items():
+            if Path(name).name == Path(path).name and facts.get("sha256") == digest:
+                made = facts
+    if made is None:
+        return f"no run in {runs_dir} wrote this file as it is"
+    figures = [f"dev {name} {value:.3f}" for name, value in made["dev"].items()]
+    limit = [f"--limit {made['limit']}"] if made["limit"] else []
+    flags = [made["model_size"], *(made["extension"] or [])]
+    return ", ".join(filter(None, [made["made_by"], *flags, *limit, *figures]))
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _digest(path) -> str:

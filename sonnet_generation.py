@@ -40,12 +40,14 @@ from flags import (
     fit_options,
     length_limit,
     load_extensions,
+    mark_limited_outputs,
     split_loader,
+    take_over,
 )
 from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
 from parallel import Worker, joined_worker
-from prediction_files import write_sonnets
+from prediction_files import write_record, write_sonnets
 from training import apply_extensions, fit
 
 TASK = "sonnet"
@@ -220,8 +222,12 @@ def random_lines(args, prompts: list[Record]) -> list[Record]:
     return null_baseline(prompts, read_sonnets(args.sonnet_path), where=args.sonnet_path)
 
 
-def test(args, model, prompts: dict[str, list[Record]], worker: Worker) -> None:
-    """Complete the dev and the held-out prompts; score dev where its full sonnets are there."""
+def test(args, model, prompts: dict[str, list[Record]], worker: Worker, made_by) -> None:
+    """Complete the dev and the held-out prompts; score dev where its full sonnets are there.
+
+    made_by: the run's folder or checkpoint.
+    """
+    figures = {}
     for path, records in prompts.items():
         sonnets = complete(model, records, args)
         if not worker.is_main:
@@ -232,6 +238,8 @@ def test(args, model, prompts: dict[str, list[Record]], worker: Worker) -> None:
             systems = {"generated": sonnets, "random lines": random_lines(args, records)}
             rows = {name: sonnet_report(texts, gold, records) for name, texts in systems.items()}
             print(report_table(rows))
+            figures = {"chrF": rows["generated"]["chrf"]}
+        write_record(made_by, path, args, figures)
 
 
 def run(args, worker: Worker) -> None:
@@ -240,7 +248,9 @@ def run(args, worker: Worker) -> None:
         check_writable(path)
     seed_everything(args.seed)
     if args.checkpoint:
-        model, _ = load_model(args.checkpoint, TASK, build_model)
+        made_by = args.checkpoint
+        model, trained_with = load_model(made_by, TASK, build_model)
+        take_over(args, trained_with)
     else:
         model = build_model(args)
         args.gpt_config = asdict(model.gpt.config)
@@ -253,7 +263,8 @@ def run(args, worker: Worker) -> None:
         folder = RunFolder(args.runs_dir, TASK, name, vars(args), writes=worker.is_main)
         worker.say(f"sonnet: lr {args.lr:g}, checkpoints in {folder.path}")
         train(args, model, loaders, folder, worker)
-    test(args, model, prompts, worker)
+        made_by = folder.path
+    test(args, model, prompts, worker, made_by)
 
 
 def add_split_paths(parser) -> None:
@@ -308,6 +319,7 @@ def get_args(argv=None):
     check_fit_flags(args)
     check_sampling(args)
     check_range(args, "patience", 0)
+    mark_limited_outputs(args, parser)
     return args
 
 

@@ -40,9 +40,9 @@ from evaluation import report_table, sonnet_report
 from extensions import sonnet_form
 from extensions.decoding_strategies import STRATEGIES, Job, Sonnet, Strategy, load_strategy
 from extensions.unfinished_work import Unfinished, digest, weights_digest
-from flags import add_data_dir, check_range
+from flags import add_data_dir, check_range, mark_limited_outputs
 from parallel import joined_worker
-from prediction_files import write_sonnets
+from prediction_files import write_record, write_sonnets
 from sonnet_generation import (
     TASK,
     add_paths,
@@ -171,6 +171,9 @@ def run(args, worker, say) -> None:
             say(f"{len(sonnets)} sonnets by {flag} are in {outputs[path][flag]}")
             if is_dev and gold:
                 rows[flag] = report(sonnets, gold, records)
+            figures = {"chrF": rows[flag]["chrf"]} if flag in rows else {}
+            if args.checkpoint:
+                write_record(args.checkpoint, outputs[path][flag], args, figures)
     if gold:
         dev = prompts[args.dev_sonnet_out]
         for name, texts in (("random lines", random_lines(args, dev)), ("the poet's own", gold)):
@@ -209,6 +212,7 @@ def get_args(argv=None):
     for name in ("max_new_tokens", "batch_size", "limit"):
         check_range(args, name, 1)
     check_range(args, "seed", 0, 2**32 - 1)
+    mark_limited_outputs(args, parser)
     return args
 
 

@@ -37,7 +37,14 @@ from evaluation import report_table
 from extensions.ensemble_weights import POOLS, cross_fitted, fit_weights, mean_loss
 from flags import check_range
 from parallel import joined_worker
-from prediction_files import ANSWER_TOKENS, CLASSES, check_ids, read_predictions, write_predictions
+from prediction_files import (
+    ANSWER_TOKENS,
+    CLASSES,
+    check_ids,
+    read_predictions,
+    write_predictions,
+    write_record,
+)
 
 TASKS = (*classifier.NUM_LABELS, paraphrase_detection.TASK)
 
@@ -153,6 +160,8 @@ def predict_together(args, device) -> list[str]:
     labels = torch.tensor([record.label for record in records["dev"]])
     fitted = fit_weights(said["dev"], labels, args.pool)
     weights = fitted if args.weights == "fitted" else torch.full_like(fitted, 1 / len(found))
+    together = POOLS[args.pool](said["dev"], weights).argmax(dim=-1)
+    accuracy = float((together == labels).double().mean())
     lines = [report(list(found), said["dev"], labels, args.pool, fitted)]
     for split, path in outputs.items():
         classes = POOLS[args.pool](said[split], weights).argmax(dim=-1).tolist()
@@ -160,6 +169,7 @@ def predict_together(args, device) -> list[str]:
         if args.task == paraphrase_detection.TASK:
             column, classes = "Predicted_Is_Paraphrase", [ANSWER_TOKENS[c] for c in classes]
         write_predictions(path, column, [record.sent_id for record in records[split]], classes)
+        write_record(Path(args.runs_dir) / "ensemble", path, args, {"acc": accuracy})
         lines.append(f"{split} predictions, {args.weights} weights, are in {path}")
     if args.weights == "fitted":
         lines.append("the weights know dev's labels: compare there by --weights uniform")

@@ -46,6 +46,7 @@ class Job:
     args: Namespace  # the task's flags
     worker: Worker
     loaders: dict
+    made_by: str  # the file of the integers, from which predictions come
 
     @property
     def module(self) -> ModuleType:
@@ -71,7 +72,9 @@ def sentiment(name: str) -> Task:
     return Task(
         classifier,
         build_loaders,
-        test=lambda job: classifier.test(job.args, job.model, name, job.loaders, job.worker),
+        test=lambda job: classifier.test(
+            job.args, job.model, name, job.loaders, job.worker, job.made_by
+        ),
         outputs=lambda args: classifier.output_paths(args, name).values(),
         flags=("--dataset", name),
     )
@@ -89,7 +92,7 @@ def sonnet_loaders(args, model, worker):
 
 def sonnet_test(job: Job) -> None:
     prompts = sonnet_generation.read_prompts(job.args, job.model)
-    sonnet_generation.test(job.args, job.model, prompts, job.worker)
+    sonnet_generation.test(job.args, job.model, prompts, job.worker, job.made_by)
 
 
 TASKS = {
@@ -97,7 +100,9 @@ TASKS = {
     "paraphrase": Task(
         paraphrase_detection,
         paraphrase_loaders,
-        lambda job: paraphrase_detection.test(job.args, job.model, job.loaders, job.worker),
+        lambda job: paraphrase_detection.test(
+            job.args, job.model, job.loaders, job.worker, job.made_by
+        ),
         lambda args: (args.para_dev_out, args.para_test_out),
     ),
     "sonnet": Task(
@@ -153,7 +158,7 @@ def open_job(args, own: Namespace, worker: Worker) -> Job:
     take_over(own, settings)
     model.to(worker.device).eval()
     loaders = TASKS[name].build_loaders(own, model, worker)
-    return Job(name, model, settings, own, worker, loaders)
+    return Job(name, model, settings, own, worker, loaders, args.quantised or args.out)
 
 
 def load_plain(path, task: str):

@@ -95,4 +95,4 @@ def test_every_task_takes_it_by_name(task, tmp_path, monkeypatch):
     outputs = {path.name for path in (tmp_path / "predictions").iterdir()}
     assert len(outputs) == {"classifier": 4}.get(task, 2)
     if task == "sonnet_generation":
-        assert len(read_sonnets(tmp_path / "predictions" / "generated_sonnets.txt")) == 4
+        assert len(read_sonnets(tmp_path / "predictions" / "generated_sonnets.limit-4.txt")) == 4

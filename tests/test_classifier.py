@@ -241,13 +241,21 @@ def test_only_the_training_rows_are_shuffled_and_each_is_read_once_an_epoch(word
         assert (orders[0] != orders[1]) == (split == "train")
 
 
-def test_limit_takes_the_first_rows_of_each_file(words, data, tmp_path, monkeypatch):
+def test_limit_takes_the_first_rows_and_leaves_the_predictions_of_a_whole_run(
+    words, data, tmp_path, monkeypatch, capsys
+):
+    for split in ("dev", "test"):
+        write(f"predictions/pretrain-sst-{split}-out.csv", "whole")
     call_main(monkeypatch, "classifier", *words, "--dataset", "sst", "--limit", 3)
+    for split in ("dev", "test"):
+        assert Path(f"predictions/pretrain-sst-{split}-out.csv").read_text("utf-8") == "whole"
+    said = capsys.readouterr().out
+    assert "sst: dev predictions are in predictions/pretrain-sst-dev-out.limit-3.csv" in said
     metrics = (tmp_path / "runs").glob("*/metrics.jsonl")
     assert len(list(metrics)) == 1
     for split, count in {"dev": 5, "test": None}.items():
         path = data / f"ids-sst-{'dev' if count else 'test-student'}.csv"
-        found = predicted(tmp_path / "predictions" / f"pretrain-sst-{split}-out.csv")
+        found = predicted(tmp_path / "predictions" / f"pretrain-sst-{split}-out.limit-3.csv")
         assert list(found) == [r.sent_id for r in read_sentiment(path, count)[:3]]
 
 

@@ -1,6 +1,8 @@
 """Paraphrases as a cloze: one prompt everywhere, logits of two tokens, answers as the course's."""
 
 import itertools
+import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -30,7 +32,7 @@ from paraphrase_detection import (
     get_args,
     shortened_prompt,
 )
-from prediction_files import ANSWER_TOKENS
+from prediction_files import ANSWER_TOKENS, origin
 from utils import ROOT, InputError, load_tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate"
@@ -129,6 +131,16 @@ def test_the_loss_is_two_way_cross_entropy_over_classes():
     loss = paraphrase_detection.loss_fn(logits, {"labels": labels})
     expected = nn.CrossEntropyLoss(reduction="sum")(logits, labels)
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_run_s_folder_notes_the_predictions_that_it_made(words, monkeypatch):
+    call_main(monkeypatch, "paraphrase_detection", *words, "--limit", 8)
+    call_main(monkeypatch, "paraphrase_detection", *words)
+    whole = origin("predictions/para-dev-output.csv", "runs")
+    assert re.match(r"runs/paraphrase-model\d+-\w{8}, .*, dev acc 0\.\d{3}$", whole)
+    assert "--limit 8, dev acc" in origin("predictions/para-test-output.limit-8.csv", "runs")
+    shutil.copy("predictions/para-dev-output.limit-8.csv", "predictions/para-dev-output.csv")
+    assert "no run in runs wrote" in origin("predictions/para-dev-output.csv", "runs")
 
 
 # -- prompts and labels ------------------------------------------------------------------------

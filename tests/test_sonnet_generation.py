@@ -415,7 +415,9 @@ def test_a_run_without_the_dev_sonnets_text_writes_both_files_and_no_scores(
 
 def test_limit_takes_the_first_prompts(words, tmp_path, monkeypatch, capsys):
     call_main(monkeypatch, "sonnet_generation", *words, "--limit", 2)
-    for name in OUTPUTS:
+    names = [name.replace(".txt", ".limit-2.txt") for name in OUTPUTS]
+    assert sorted(path.name for path in (tmp_path / "predictions").iterdir()) == sorted(names)
+    for name in names:
         assert len(read_sonnets(tmp_path / "predictions" / name)) == 2
     assert "2 sonnets are in" in capsys.readouterr().out
 

@@ -671,11 +671,11 @@ def test_strategies_are_compared_on_the_same_prompts(words, data, tmp_path, monk
     assert "rhymed" in said and "next: python evaluation.py" in said
     files = {path.name for path in (tmp_path / "predictions").iterdir()}
     ends = [f"{end}-{name}" for name in STRATEGIES for end in ("sonnets", "sonnets_dev")]
-    assert files == {f"generated_{end}.txt" for end in ends}
+    assert files == {f"generated_{end}.txt".replace("-", ".limit-2-") for end in ends}
     prompts = read_sonnets(data / "sonnets_held_out.txt")
     for name in STRATEGIES:
-        found = read_sonnets(tmp_path / "predictions" / f"generated_sonnets-{name}.txt")
-        for prompt, sonnet in zip(prompts, found, strict=False):
+        path = tmp_path / "predictions" / f"generated_sonnets.limit-2-{name}.txt"
+        for prompt, sonnet in zip(prompts, read_sonnets(path), strict=False):
             assert sonnet.sent_id == prompt.sent_id and sonnet.text.startswith(prompt.text)
 
 
@@ -813,7 +813,6 @@ def test_each_batch_has_draws_of_its_own(model):
         (["--strategy", "sample"], "strategy"),
         (["--max_new_tokens", 13, "--batch_size", 3], "max_new_tokens, batch_size"),
         (["--held_out_sonnet_path", "other.txt"], "prompts"),
-        (["--limit", 1], "prompts"),
         (["--model_size", "other"], "model"),
     ],
 )
@@ -839,7 +838,8 @@ def test_without_unfinished_work_there_is_nothing_to_resume(words, monkeypatch, 
     decode(monkeypatch, words, "--limit", 1)
     with pytest.raises(SystemExit):
         decode(monkeypatch, words, "--limit", 1, "--resume")
-    assert f"--resume: no predictions/{KEPT}: give the flags" in capsys.readouterr().err
+    kept = KEPT.replace("-unfinished", ".limit-1-unfinished")
+    assert f"--resume: no predictions/{kept}: give the flags" in capsys.readouterr().err
 
 
 @pytest.fixture
