@@ -1,10 +1,14 @@
 """The submission: a whole tree becomes a zip, a defective one a list of what is wrong."""
 
 import ast
+import itertools
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +29,7 @@ SENTIMENT = [
 ]
 SST, PARA = "predictions/finetune-sst-dev-out.csv", "predictions/para-test-output.csv"
 POEMS = "predictions/generated_sonnets.txt"
+CODE = [name for name in prepare_submit.code_files(ROOT) if not name.startswith("extensions/")]
 FULL_MODEL = "python classifier.py --fine-tune-mode full-model --use_gpu"
 
 
@@ -52,9 +57,11 @@ def write_data(folder: Path) -> None:
 def root(tmp_path):
     """A small tree that is whole, with predictions as the programs write them."""
     root = tmp_path / "tree"
-    for name in [*prepare_submit.REQUIRED_CODE, "batches.py", "extensions/lora.py"]:
+    for name in CODE:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for name in ("extensions/lora.py", "extensions/README.md"):
         write(root / name, f"# {name}\n")
-    write(root / "extensions" / "README.md", "# Extensions\n")
     write_data(root / "data")
     for path in SENTIMENT:
         labels = LABELS["sst" if "-sst-" in path else "cfimdb"]
@@ -101,8 +108,8 @@ def test_a_whole_tree_becomes_a_zip_with_the_expected_names(root, submit):
         names, bad = opened.namelist(), opened.testzip()
     predictions = [*SENTIMENT, *(path.replace("finetune", "full-model") for path in SENTIMENT)]
     predictions = [path.replace("pretrain", "last-linear-layer") for path in predictions]
-    expected = {*prepare_submit.REQUIRED_CODE, "batches.py", "extensions/lora.py"}
-    expected |= {"extensions/README.md", PARA, PARA.replace("test", "dev"), POEMS}
+    expected = {*CODE, "extensions/lora.py", "extensions/README.md"}
+    expected |= {PARA, PARA.replace("test", "dev"), POEMS}
     expected |= {"predictions/generated_sonnets_dev.txt", *SENTIMENT, *predictions}
     assert names == sorted(expected) and bad is None
     assert all(name in output for name in names)
@@ -318,3 +325,106 @@ def test_predictions_for_every_row_of_the_course_s_data_pass():
             text = "".join([f"id, {wanted.column} \n", *rows])
             assert len(ids) > 200 and wanted.problems(text, ids) == []
             assert len(wanted.problems("".join(rows[:-1]), ids)) == 2
+
+
+# -- what a zip needs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted({*CODE} - {"demo.py", "pretrain.py"}))
+def test_no_file_that_the_programs_import_or_set_up_with_may_be_missing(root, submit, name):
+    needed = name in prepare_submit.required_code(root)
+    (root / name).unlink()
+    code, output = submit()
+    assert (code == 2) == needed and (f"{name}: the file is missing" in output) == needed
+
+
+def test_what_is_required_follows_from_the_imports(root, submit):
+    needed = prepare_submit.required_code(root)
+    assert {"batches.py", "checkpoint.py", "flags.py", "modules/attention.py"} <= set(needed)
+    text = (root / "batches.py").read_text(encoding="utf-8")
+    write(root / "batches.py", f"{text}\nfrom modules.rotary import Rotary\nimport tokens\n")
+    code, output = submit()
+    assert code == 2 and "modules/rotary.py: the file is missing" in output
+    assert "tokens.py: the file is missing" in output
+
+
+def test_every_file_that_setup_names_is_in_the_zip():
+    text = (ROOT / "setup.sh").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w./])[\w/]+\.(?:py|yml|txt)\b", text))
+    assert {"env.yml", "requirements.txt", "data/download.py"} <= named
+    assert named <= set(prepare_submit.required_code(ROOT))
+
+
+@pytest.fixture
+def unpacked(root, submit, tmp_path):
+    assert submit()[0] == 0
+    with zipfile.ZipFile(archive(root)) as opened:
+        opened.extractall(tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
+
+
+def test_a_zip_that_is_unpacked_elsewhere_runs_and_can_be_packed_again(root, unpacked):
+    def run(*words):
+        command = [sys.executable, *map(str, words)]
+        return subprocess.run(command, cwd=unpacked, capture_output=True, text=True)
+
+    for program in ("classifier.py", "paraphrase_detection.py", "sonnet_generation.py"):
+        helped = run(program, "--help")
+        assert helped.returncode == 0, helped.stderr
+    assert run("optimizer_test.py").stdout.endswith("Optimizer test passed!\n")
+    again = run("prepare_submit.py", "--data_dir", root / "data")
+    assert again.returncode == 0, again.stderr
+    assert archive(unpacked).read_bytes() == archive(root).read_bytes()
+
+
+# -- where predictions come from ---------------------------------------------------------------
+
+
+def test_the_course_s_own_header_is_read(root, submit):
+    for name in (SST, PARA):
+        column = "Predicted_Sentiment" if name == SST else "Predicted_Is_Paraphrase"
+        edit(root / name, f"id, {column} ", f"id \t {column} ")
+    code, output = submit()
+    assert code == 0, output
+
+
+def test_the_second_names_are_explained(root, submit):
+    _, output = submit()
+    second = SST.replace("finetune", "full-model")
+    assert f"  {second} = {SST}\n" in output and output.count(" = predictions/") == 8
+    assert "a = b: sentiment predictions again" in output
+
+
+def below(output: str, name: str) -> list[str]:
+    """The lines that stand below a file in the listing."""
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith(f"  {name}")) + 1
+    return [line.strip() for line in itertools.takewhile(lambda x: x[:12].isspace(), lines[start:])]
+
+
+def test_each_prediction_file_is_shown_with_the_run_that_made_it(root, submit):
+    made = SimpleNamespace(model_size="gpt2", extension=["lora:rank=4"], limit=None)
+    folder = root / "runs" / "sst-full-model-gpt2-0a1b2c3d"
+    folder.mkdir(parents=True)
+    prediction_files.write_record(folder, root / SST, made, {"acc": 0.51234})
+    checkpoint = folder / "best.safetensors"
+    prediction_files.write_record(checkpoint, root / POEMS, made, {"chrF": 41.5})
+    changed = root / PARA
+    prediction_files.write_record(folder, changed, made, {"acc": 0.8})
+    edit(changed, "b2e1, 3919", "b2e1, 8505")
+    _, output = submit()
+    assert below(output, SST)[0] == f"{folder}, gpt2, lora:rank=4, dev acc 0.512"
+    assert below(output, POEMS)[0] == f"{checkpoint}, gpt2, lora:rank=4, dev chrF 41.500"
+    for name in (PARA, SENTIMENT[2]):
+        assert below(output, name)[0] == f"no run in {root / 'runs'} wrote this file as it is"
+
+
+def test_one_class_for_all_rows_and_less_than_the_most_frequent_class_are_warned_of(root, submit):
+    """Of the dev labels all are 1; the predictions are 3, 0, 4."""
+    dull = "predictions/finetune-sst-test-out.csv"
+    prediction_files.write_predictions(root / dull, "Predicted_Sentiment", IDS, [2, 2, 2])
+    code, output = submit()
+    assert code == 0
+    assert "warning: all 3 rows have one and the same class" in below(output, dull)
+    [warning] = [line for line in below(output, SST) if line.startswith("warning")]
+    assert warning.startswith("warning: dev acc 0.000, below 1.000, which the most frequent")
