@@ -11,7 +11,7 @@ PARALLEL = --numprocesses auto --dist worksteal
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
-demo:  ## the bundled gpt2-mini learns sentiment in minutes, without network
+demo:  ## the bundled gpt2-mini learns sentiment and completes sonnets, in minutes, without network
 	"$(PYTHON)" demo.py $(ARGS)
 
 test:  ## the test suite, on all cores; pass options on with ARGS="-k adamw"

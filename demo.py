@@ -1,8 +1,8 @@
 """See it work in minutes, without network: `make demo`.
 
-Fine-tunes gpt2-mini, the small GPT-2 that this project pre-trained and brings along, for sentiment
-as `classifier.py` does with the real GPT-2, and writes the predictions. It uses the course's data
-if they are in data/, else the project's own data/sample. Its figures are gpt2-mini's, not GPT-2's.
+gpt2-mini, the small GPT-2 that this project pre-trained and brings along, is fine-tuned by the same
+programs as GPT-2 itself: it learns sentiment (SST), then to complete sonnets, and shows one.
+The course's data are used if they are in data/, else data/sample. No figure here is GPT-2's.
 """
 
 import shlex
@@ -15,52 +15,56 @@ from utils import ROOT, Parser, command
 
 # isort: split
 
-from classifier import NUM_LABELS
-from dataset import read_sentiment
+from dataset import NUM_LABELS, data_file, read_sentiment, read_sonnets
 
-# What two CPU cores do in about three minutes; the sample takes less than one.
+OUT = Path("runs/demo")
+MODEL = ["--model_size", "gpt2-mini", "--schedule", "linear", "--warmup", "0.1"]
+SENTIMENT = ["--dataset", "sst", "--fine-tune-mode", "full-model"]
+SONNETS = ["--lr", "5e-4", "--temperature", "0.8", "--max_new_tokens", "160"]
+# For three minutes at most on two CPU cores.
 COURSE = {
-    "sst": ["--epochs", "1", "--batch_size", "16"],
-    "cfimdb": ["--epochs", "2", "--limit", "500"],
+    "sst": ["--epochs", "1", "--batch_size", "32", "--lr", "1e-3"],
+    "sonnet": ["--epochs", "3"],
 }
-SAMPLE = {"sst": ["--epochs", "5"], "cfimdb": ["--epochs", "5"]}
+SAMPLE = {"sst": ["--epochs", "5", "--lr", "5e-4"], "sonnet": ["--epochs", "5"]}
 
 
-def majority_accuracy(folder: Path, name: str) -> float:
-    """Dev accuracy of always saying the training set's most frequent class."""
-    training, dev = (
-        read_sentiment(folder / f"ids-{name}-{split}.csv", NUM_LABELS[name])
-        for split in ("train", "dev")
-    )
-    [(label, _)] = Counter(record.label for record in training).most_common(1)
-    return sum(record.label == label for record in dev) / len(dev)
-
-
-def classify(name: str, data: Path, flags: list[str]) -> None:
-    """Run classifier.py on one data set, as a person would; its outputs go to runs/demo."""
-    words = ["classifier.py", "--model_size", "gpt2-mini", "--fine-tune-mode", "full-model"]
-    words += ["--dataset", name, "--lr", "5e-4", "--schedule", "linear", "--warmup", "0.1", *flags]
-    words += ["--data_dir", str(data.relative_to(ROOT)), "--runs_dir", "runs/demo"]
-    for split in ("dev", "test"):
-        words += [f"--{split}_out", f"runs/demo/finetune-{name}-{split}-out.csv"]
+def run(program: str, data: Path, *flags: str) -> None:
+    """Run a task's program as a person would; all of its outputs go to runs/demo."""
+    words = [program, *MODEL, *flags, "--data_dir", str(data), "--runs_dir", str(OUT)]
     print("\npython", shlex.join(words), flush=True)
     code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
     if code:
         sys.exit(code)
 
 
+def majority_accuracy(data: Path) -> float:
+    """Dev accuracy on SST of always saying the training set's most frequent class."""
+    training, dev = (
+        read_sentiment(ROOT / data / data_file("sst", split), NUM_LABELS["sst"])
+        for split in ("train", "dev")
+    )
+    [(label, _)] = Counter(record.label for record in training).most_common(1)
+    return sum(record.label == label for record in dev) / len(dev)
+
+
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.parse_args()
-    data, flags = ROOT / "data", COURSE
-    if not (data / "ids-sst-train.csv").exists():
+    Parser(description=__doc__.splitlines()[0]).parse_args()
+    data, flags = Path("data"), COURSE
+    if not (ROOT / data / data_file("sst", "train")).exists():
         data, flags = data / "sample", SAMPLE
-    print("gpt2-mini, this project's own small GPT-2 (pretrained/gpt2-mini), learns sentiment")
-    for name in NUM_LABELS:
-        classify(name, data, flags[name])
-        accuracy = majority_accuracy(data, name)
-        print(f"{name}: the commonest class alone would have dev acc :: {accuracy:.3f}")
+    outputs = {name: str(OUT / f"{name}.txt") for name in ("dev_sonnet_out", "sonnet_out")}
+    print("gpt2-mini, this project's own small GPT-2 (pretrained/gpt2-mini), learns sentiment ...")
+    files = [f"--{split}_out={OUT / f'sst-{split}-out.csv'}" for split in ("dev", "test")]
+    run("classifier.py", data, *SENTIMENT, *flags["sst"], *files)
+    print(f"majority-class baseline: dev acc :: {majority_accuracy(data):.3f}")
+    print("\n... and sonnets")
+    files = [f"--{flag}={path}" for flag, path in outputs.items()]
+    run("sonnet_generation.py", data, *SONNETS, *flags["sonnet"], *files)
+    first = read_sonnets(ROOT / outputs["dev_sonnet_out"])[0]
+    print("\nThe first of them: three lines are given, the others are gpt2-mini's")
+    print(f"\n{first.text}")
 
 
 if __name__ == "__main__":
