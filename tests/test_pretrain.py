@@ -386,7 +386,7 @@ def test_the_tokenizer_is_not_learnt_from_the_text_that_is_kept_out(place, monke
 
 
 def test_settings_that_are_missing_are_refused():
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="required: --text"):
         pretrain.get_args(["--out", "x"])
     with pytest.raises(InputError):
         pretrain.get_args(["--text", "a", "--out", "x", "--lr", "nan"])
