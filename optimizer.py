@@ -11,13 +11,8 @@ after the update and is of the updated θ, as the course's reference has it.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
-
-from kernels.adamw import find_kernel
-
-BLOCK = 2**20  # elements
 
 
 def adamw_update(param, grad, exp_avg, exp_avg_sq, *, step_size, beta1, beta2, eps, decay):
@@ -30,14 +25,6 @@ def adamw_update(param, grad, exp_avg, exp_avg_sq, *, step_size, beta1, beta2, e
     param.addcdiv_(exp_avg, exp_avg_sq.sqrt().add_(eps), value=-step_size)
     if decay:
         param.mul_(1 - decay)
-
-
-def update_each(tensors, step_sizes, *, beta1, beta2, eps, decay) -> None:
-    """`adamw_update` of many: tensors are (param, grad, exp_avg, exp_avg_sq) of each parameter."""
-    hyper = {"beta1": beta1, "beta2": beta2, "eps": eps, "decay": decay}
-    for of_one, step_size in zip(tensors, step_sizes, strict=True):
-        for block in blocks(*of_one):
-            adamw_update(*block, step_size=step_size, **hyper)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -82,17 +69,15 @@ class AdamW(torch.optim.Optimizer):
 
     def _update(self, params: list[torch.Tensor], group: dict) -> None:
         (beta1, beta2), lr = group["betas"], group["lr"]
-        tensors, step_sizes = [], []
+        hyper = {"beta1": beta1, "beta2": beta2, "eps": group["eps"]}
         for param in params:
             state = self._advanced(param)
             step_size = lr
             if group["correct_bias"]:
                 step_size *= math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-            tensors.append((param, param.grad, state["exp_avg"], state["exp_avg_sq"]))
-            step_sizes.append(step_size)
-        update = find_kernel(tensors, update_each) or update_each
-        decay = lr * group["weight_decay"]
-        update(tensors, step_sizes, beta1=beta1, beta2=beta2, eps=group["eps"], decay=decay)
+            moments = state["exp_avg"], state["exp_avg_sq"]
+            decay = lr * group["weight_decay"]
+            adamw_update(param, param.grad, *moments, step_size=step_size, decay=decay, **hyper)
 
     def _advanced(self, param) -> dict:
         """The state of a parameter, begun if need be, with one step more."""
@@ -109,15 +94,3 @@ class AdamW(torch.optim.Optimizer):
     def _begin(self, param) -> None:
         zeros = {name: torch.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
         self.state[param] = {"step": 0, **zeros}
-
-
-def blocks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Tensors of one shape, cut alike into blocks that a CPU's cache holds.
-
-    The update touches each element several times: in blocks, main memory serves it once, which
-    halves the time for GPT-2. On other devices the whole is one block.
-    """
-    if tensors[0].device.type == "cpu" and all(tensor.is_contiguous() for tensor in tensors):
-        yield from zip(*(tensor.view(-1).split(BLOCK) for tensor in tensors), strict=True)
-    else:
-        yield tensors

@@ -37,10 +37,10 @@ PROGRAMS = (
 )
 REQUIRED_FILES = (  # beside Python's: what a person reads, and what sets the tree up
     *("README.md", "setup.sh", "env.yml", "requirements.txt", "optimizer_test.npy"),
-    *("kernels/adamw.c", "predictions/README.md"),
+    "predictions/README.md",
 )
 FURTHER_CODE = (
-    *("*.py", "kernels/*.py", "modules/*.py", "models/*.py"),
+    *("*.py", "engine/*.py", "engine/*/*.py", "modules/*.py", "models/*.py"),
     *("extensions/*.py", "extensions/README.md"),
 )
 LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}

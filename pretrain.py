@@ -46,11 +46,11 @@ from corpus import (
     train_tokenizer,
     write_tokens,
 )
+from engine.fast.adamw import FusedAdamW
 from evaluation import cross_entropy, perplexity
 from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
 from models.generation import generate
 from models.gpt2 import GPT2Model, backbone, next_token_loss
-from optimizer import AdamW
 from parallel import Worker, joined_worker, wait_for_main
 from stages import tokens_per_step, write_making
 from training import Extension, apply_extensions, fit
@@ -89,7 +89,7 @@ class DecayMatrices(Extension):
             {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
             {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
         ]
-        return AdamW(groups, lr=lr, betas=BETAS)
+        return FusedAdamW(groups, lr=lr, betas=BETAS)
 
 
 class Meter:

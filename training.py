@@ -23,7 +23,7 @@ from tqdm import tqdm
 from batches import count_targets, forward_tokens, split_batch, to_device
 from checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
 from compiling import CUDA_GRAPHS, compiled, compiler_errors
-from optimizer import AdamW
+from engine.fast.adamw import FusedAdamW
 from parallel import Worker, copy_from_main, gather, matmul_precision, sum_over_workers
 from utils import InputError
 
@@ -397,7 +397,7 @@ def make_optimizer(model, options: FitOptions, extensions: list[Extension]):
     if brought:
         return brought[0]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    return AdamW(trainable, lr=options.lr, weight_decay=options.weight_decay)
+    return FusedAdamW(trainable, lr=options.lr, weight_decay=options.weight_decay)
 
 
 def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:

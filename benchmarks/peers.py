@@ -17,11 +17,11 @@ from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
 from checkpoint import RunFolder
 from classifier import NUM_LABELS
 from compiling import CUDA_GRAPHS, padding_multiple
+from engine.fast.adamw import FusedAdamW
 from evaluation import predict
 from flags import fit_options
 from models.base_gpt import read_weights
 from models.generation import generate
-from optimizer import AdamW
 from parallel import start_worker
 from training import Trainer
 
@@ -141,7 +141,7 @@ class Ours(Peer):
         return self.model.sentiment_head
 
     def make_optimizer(self, parameters):
-        return AdamW(parameters, lr=HEAD_RATE)
+        return FusedAdamW(parameters, lr=HEAD_RATE)
 
     def loader(self, rows, shuffle=True):
         tokens, labels = self.load.tokens(rows), [row.label for row in rows]

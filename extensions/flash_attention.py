@@ -13,7 +13,7 @@ Z is dropout, 0 or 1 / (1 − p); the backward pass draws it again from the seed
 appendix B.4). So memory grows with t, not t², and tiles that lie in the future are left out.
 
 Differs from the paper in that the text below is PyTorch, for reading and for machines without a
-GPU: it saves memory, not time; GPUs have kernels/flash_attention_triton.py. A seed for each tile
+GPU: it saves memory, not time; the kernels for GPUs are in engine/fast. A seed for each tile
 stands for the generator's state, and a query whose every key is hidden gets 0.
 
     python classifier.py --use_gpu --fine-tune-mode full-model --extension flash_attention
@@ -101,7 +101,7 @@ def passes(kernel: str, query):
             f"expected at most {WIDEST_HEAD}, not in float64: give kernel=auto"
         )
     optional("triton", "flash_attention: kernel=triton")
-    from kernels.flash_attention_triton import triton_backward, triton_forward
+    from engine.fast.flash_attention_triton import triton_backward, triton_forward
 
     return triton_forward, triton_backward
 

@@ -11,7 +11,7 @@ for Transformers 0.8 to 0.95 is usual (Clark et al. 2020, appendix A).
 
 from dataclasses import dataclass
 
-from optimizer import AdamW
+from engine.fast.adamw import FusedAdamW
 from training import Extension
 from utils import InputError
 
@@ -35,7 +35,7 @@ class LayerwiseDecay(Extension):
             {"params": parameters, "lr": lr * self.decay**steps}
             for steps, parameters in sorted(depths.items())
         ]
-        return AdamW(groups, lr=lr, weight_decay=weight_decay)
+        return FusedAdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
 def depth(name: str, layers: int) -> int:

@@ -6,11 +6,11 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
-from optimizer import AdamW
+from engine.fast.adamw import FusedAdamW
 from utils import InputError
 
 
-class MatrixOptimizer(AdamW):
+class MatrixOptimizer(FusedAdamW):
     """The project's AdamW, in which the groups of a subclass's `rule` move by its `direction`.
 
     W ← W − lr · direction,  then the decay, as in AdamW.

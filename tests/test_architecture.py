@@ -11,8 +11,8 @@ import pytest
 from utils import ROOT
 
 LEVELS = {
-    0: "config utils kernels optimizer parallel compiling",
-    1: "modules checkpoint",
+    0: "config utils optimizer parallel compiling",
+    1: "modules checkpoint engine",
     2: "models dataset batches corpus",
     3: "evaluation prediction_files training flags stages",
     4: "extensions",
@@ -30,12 +30,6 @@ PROGRAMS = {
 }
 PEERS = {  # within a level: who may import whom
     ("utils", "config"),
-    ("kernels.adamw", "kernels.adamw_cpu"),
-    ("kernels.adamw", "kernels.adamw_triton"),
-    ("kernels.adamw_cpu", "kernels.adamw_rows"),
-    ("kernels.adamw_triton", "kernels.adamw_rows"),
-    ("kernels.adamw_triton", "kernels.adamw_triton_kernel"),
-    ("optimizer", "kernels.adamw"),
     ("parallel", "utils"),
     ("compiling", "parallel"),
     ("compiling", "utils"),

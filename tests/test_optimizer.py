@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import optimizer
 import optimizer_test
+from engine.fast.adamw import FusedAdamW
 from optimizer import AdamW
 
 HYPER = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 STEPS = 12
+
+
+@pytest.fixture(params=[AdamW, FusedAdamW], ids=["readable", "fused"], autouse=True)
+def either(request, monkeypatch):
+    """Each claim of this file is about both: AdamW here is one after the other."""
+    monkeypatch.setattr(sys.modules[__name__], "AdamW", request.param)
 
 
 def as_documented(theta, g, m, v, *, t, lr, betas, eps, weight_decay, correct_bias=True):
@@ -149,21 +155,8 @@ def test_without_decay_and_with_a_tiny_eps_it_is_torchs_adamw():
     assert distance(by_optimizer(AdamW, theta, **hyper), theirs) < 1e-10
 
 
-@pytest.mark.parametrize("block", [1, 3, 7, 12, 13])
-def test_parameters_of_several_blocks_follow_the_formula(monkeypatch, block):
-    monkeypatch.setattr(optimizer, "BLOCK", block)
-    theta = numbers(3, 4, seed=0)
-    tensor = torch.tensor(theta)
-    cut = [piece for (piece,) in optimizer.blocks(tensor)]
-    assert max(piece.numel() for piece in cut) <= block
-    assert sum(piece.numel() for piece in cut) == 12
-    found = by_optimizer(AdamW, theta, **HYPER)
-    assert distance(found, by_formula(as_documented, theta, **HYPER)) < 1e-13
-
-
 @pytest.mark.parametrize("what", ["parameter", "gradient", "expanded gradient"])
-def test_memory_in_another_order_changes_nothing(monkeypatch, what):
-    monkeypatch.setattr(optimizer, "BLOCK", 5)
+def test_memory_in_another_order_changes_nothing(what):
     theta, gradient = numbers(4, 3, seed=0), torch.tensor(numbers(4, 3, seed=1))
     parameter = torch.nn.Parameter(torch.tensor(theta))
     if what == "parameter":

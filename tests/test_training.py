@@ -202,7 +202,7 @@ def test_adamw_gets_the_trainable_parameters_the_rate_and_the_decay():
     model.gpt.requires_grad_(False)
     options = FitOptions(epochs=1, lr=0.3, metric="dev", weight_decay=0.2)
     optimizer = make_optimizer(model, options, [Extension()])
-    assert type(optimizer) is AdamW
+    assert isinstance(optimizer, AdamW)
     [group] = optimizer.param_groups
     assert (group["lr"], group["weight_decay"]) == (0.3, 0.2)
     assert [id(p) for p in group["params"]] == [id(p) for p in model.head.parameters()]

@@ -136,7 +136,7 @@ def test_triton_compiles_the_kernels_for_a_gpu_that_is_not_there(full, monkeypat
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiler = importlib.import_module("triton.compiler")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 80, 32)
-    kernels = importlib.import_module("kernels.flash_attention_triton")
+    kernels = importlib.import_module("engine.fast.flash_attention_triton")
     types = {"logsumexp": "*fp32", "delta": "*fp32", "scale": "fp32", "dropout": "fp32"}
     types |= {"t": "i32", "s": "i32", "heads": "i32", "seed": "i64"}
     constants = {"DROPS": full, "HEAD": 12, "PADDED": 16, "BLOCK": 16}

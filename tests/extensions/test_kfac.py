@@ -14,13 +14,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from checkpoint import load_tree, save_tree
 from classifier import GPT2SentimentClassifier, loss_fn
+from engine.fast.adamw import FusedAdamW
 from extensions.gradient_checkpointing import GradientCheckpointing
 from extensions.kfac import Kfac, KfacExtension, damped_inverse
 from extensions.lora import LoRA
 from extensions.prefix import Prefix
 from extensions.rdrop import RDrop
 from extensions.smart import Smart
-from optimizer import AdamW
 from training import apply_extensions
 from utils import InputError
 
@@ -373,7 +373,7 @@ def test_what_goes_to_adamw_moves_as_with_adamw(model):
     twin = with_a_whole_last_layer(copy.deepcopy(model))
     extension = prepared(model)
     step(model, extension, seed=1)
-    theirs = SimpleNamespace(optimizer=AdamW(twin.parameters(), lr=0.01, weight_decay=0.1))
+    theirs = SimpleNamespace(optimizer=FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1))
     theirs.penalty = lambda *_: 0.0
     step(twin, theirs, seed=1)
     one, two = model.state_dict(), twin.state_dict()

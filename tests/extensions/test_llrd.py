@@ -4,8 +4,8 @@ import pytest
 import torch
 from matrix_runs import model_with_head
 
+from engine.fast.adamw import FusedAdamW
 from extensions.llrd import LayerwiseDecay, depth
-from optimizer import AdamW
 from utils import InputError
 
 
@@ -35,7 +35,7 @@ def test_without_decay_it_is_adamw(model):
     ends = []
     for make in (
         lambda: LayerwiseDecay(decay=1.0).make_optimizer(model, 0.1, 0.2),
-        lambda: AdamW(model.parameters(), lr=0.1, weight_decay=0.2),
+        lambda: FusedAdamW(model.parameters(), lr=0.1, weight_decay=0.2),
     ):
         model.load_state_dict(copy)
         optimizer = make()

@@ -7,9 +7,9 @@ import torch
 from matrix_runs import model_with_head, step
 from torch import nn
 
+from engine.fast.adamw import FusedAdamW
 from extensions.muon import Muon, MuonExtension, newton_schulz
 from models.gpt2 import GPT2Model
-from optimizer import AdamW
 from utils import InputError
 
 
@@ -103,7 +103,7 @@ def test_what_goes_to_adamw_moves_as_with_adamw(model):
     twin.gpt, twin.head = other, nn.Linear(16, 2)
     twin.load_state_dict(model.state_dict())
     step(model, MuonExtension().make_optimizer(model, 0.01, 0.1), seed=1)
-    step(twin, AdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
+    step(twin, FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
     for name in ("gpt.word_embedding.weight", "head.weight", "gpt.final_layer_norm.bias"):
         assert torch.equal(model.state_dict()[name], twin.state_dict()[name])
     name = "gpt.gpt_layers.0.interm_dense.weight"

@@ -9,10 +9,10 @@ from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
 from checkpoint import load_tree, save_tree
+from engine.fast.adamw import FusedAdamW
 from extensions.lora import LoRA
 from extensions.shampoo import Shampoo, ShampooExtension, inverse_root
 from models.gpt2 import GPT2Model
-from optimizer import AdamW
 from training import apply_extensions
 from utils import InputError
 
@@ -127,7 +127,7 @@ def test_rotated_rows_and_columns_give_the_rotated_step(options):
 def test_a_step_is_as_long_as_adamw_s():
     grads = gradients((4, 6), 5)
     theirs = nn.Parameter(torch.full_like(grads[0], 0.1))
-    adamw = AdamW([theirs], lr=0.1)
+    adamw = FusedAdamW([theirs], lr=0.1)
     before = ours = torch.full_like(grads[0], 0.1)
     for grad, after in zip(grads, trajectory(grads), strict=True):
         start = theirs.detach().clone()
@@ -170,7 +170,7 @@ def test_what_goes_to_adamw_moves_as_with_adamw(model):
     twin.load_state_dict(model.state_dict())
     optimizer = ShampooExtension().make_optimizer(model, 0.01, 0.1)
     step(model, optimizer, seed=1)
-    step(twin, AdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
+    step(twin, FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
     ours, theirs = model.state_dict(), twin.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["adamw"])
     assert not any(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["shampoo"])

@@ -9,10 +9,10 @@ from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
 from checkpoint import load_tree, save_tree
+from engine.fast.adamw import FusedAdamW
 from extensions.lora import LoRA
 from extensions.soap import Soap, SoapExtension, eigenvalues, eigenvectors, power_iteration
 from models.gpt2 import GPT2Model
-from optimizer import AdamW
 from training import apply_extensions
 from utils import InputError
 
@@ -109,7 +109,7 @@ def test_on_the_identity_s_axes_it_is_the_project_s_adamw():
     grads = gradients((4, 6), 8)
     ours, theirs = (nn.Parameter(torch.full_like(grads[0], 0.1)) for _ in range(2))
     soap = Soap([ours], SoapExtension(every=100), lr=0.1, weight_decay=0.2)
-    adamw = AdamW([theirs], lr=0.1, betas=(0.95, 0.95), weight_decay=0.2)
+    adamw = FusedAdamW([theirs], lr=0.1, betas=(0.95, 0.95), weight_decay=0.2)
     ours.grad = grads[0]
     soap.step()
     soap.state[ours]["bases"] = [torch.eye(n, dtype=torch.float64) for n in (4, 6)]
@@ -149,7 +149,7 @@ def test_a_quadratic_with_rotated_axes_falls_as_the_unrotated_one():
     assert rotated[-1] < 1e-3 * rotated[0]
 
     def adamw(weight):
-        return AdamW([weight], lr=0.05, betas=(0.95, 0.95))
+        return FusedAdamW([weight], lr=0.05, betas=(0.95, 0.95))
 
     plain, rotated = (losses_on_a_quadratic(adamw, rotated=r) for r in (False, True))
     assert rotated[-1] > 3 * plain[-1]
@@ -185,7 +185,7 @@ def test_what_goes_to_adamw_moves_as_with_adamw(model):
     twin.load_state_dict(model.state_dict())
     optimizer = SoapExtension().make_optimizer(model, 0.01, 0.1)
     step(model, optimizer, seed=1)
-    step(twin, AdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
+    step(twin, FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
     ours, theirs = model.state_dict(), twin.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["adamw"])
     assert not any(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["soap"])

@@ -1,0 +1,1 @@
+"""What makes the tasks fast, safe and resumable."""
