@@ -10,11 +10,11 @@ from tiny_run import run_path
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from checkpoint import load_tree
+from engine.checkpoint import load_tree
+from engine.errors import InputError
+from engine.extension import apply_extensions
 from extensions.lora import LoRA, LoRALinear, adapters, export_peft, merge, unmerge
 from models.gpt2 import GPT2Model
-from training import apply_extensions
-from utils import InputError
 
 KINDS = [{}, {"rslora": True}, {"dora": True}, {"dora": True, "rslora": True}]
 EVERYTHING = "all"
@@ -128,7 +128,7 @@ def test_only_the_adapters_of_the_targets_are_trained(folder):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_weights_give_the_same_outputs_and_unmerging_the_same_bits(folder, kind):
-    model = adapted(folder, targets=EVERYTHING, **kind)
+    model = adapted(folder, targets=EVERYTHING, **kind).double()
     before = hidden(model)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     taken = merge(model)
