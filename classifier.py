@@ -9,7 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+from engine.errors import InputError, Parser, command
+from engine.files import check_writable
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
 
 # isort: split
 
@@ -17,11 +20,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from batches import TokenDataset, batch_loader, make_loader, tokenise
-from checkpoint import RunFolder, load_model
-from dataset import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
-from evaluation import accuracy_and_f1, predict
-from flags import (
+from engine.batches import TokenDataset, batch_loader, make_loader, tokenise
+from engine.checkpoint import RunFolder, load_model
+from engine.extension import apply_extensions, load_extensions
+from engine.flags import (
     add_fit_arguments,
     add_max_length,
     check_fit_flags,
@@ -29,14 +31,15 @@ from flags import (
     fit_options,
     length_limit,
     limited_path,
-    load_extensions,
     split_loader,
     take_over,
 )
+from engine.parallel import Worker, joined_worker
+from engine.prediction_files import write_predictions, write_record
+from engine.records import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
+from engine.training import fit
+from evaluation import accuracy_and_f1, predict
 from models.gpt2 import backbone
-from parallel import Worker, joined_worker
-from prediction_files import write_predictions, write_record
-from training import apply_extensions, fit
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}

@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from utils import ROOT, Parser, command
+from engine.errors import Parser, command
+from engine.files import ROOT
 
 # isort: split
 
-from dataset import NUM_LABELS, data_file, read_sentiment, read_sonnets
+from engine.records import NUM_LABELS, data_file, read_sentiment, read_sonnets
 
 OUT = Path("runs/demo")
 MODEL = ["--model_size", "gpt2-mini", "--schedule", "linear", "--warmup", "0.1"]

@@ -10,15 +10,15 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 
-from utils import InputError, Parser, command
+from engine.errors import InputError, Parser, command
 
 # isort: split
 
 import torch
 from tqdm import tqdm
 
-from batches import count_targets, forward_tokens, to_device
-from dataset import Record, data_path, read_sonnets
+from engine.batches import count_targets, forward_tokens, to_device
+from engine.records import Record, data_path, read_sonnets
 
 PROMPT_LINES = 3
 

@@ -9,7 +9,7 @@ in float32, the dtype of the weights.
 import sys
 from pathlib import Path
 
-from utils import Parser, command
+from engine.errors import Parser, command
 
 # isort: split
 

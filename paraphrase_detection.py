@@ -9,7 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything, some
+from engine.errors import InputError, Parser, command, some
+from engine.files import check_writable
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
 
 # isort: split
 
@@ -17,26 +20,26 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from batches import TokenDataset, tokenise
-from checkpoint import RunFolder, load_model
-from dataset import PairRecord, data_path, read_pairs, warn_of_rows_in_both
-from evaluation import model_eval_paraphrase, model_test_paraphrase
-from flags import (
+from engine.batches import TokenDataset, tokenise
+from engine.checkpoint import RunFolder, load_model
+from engine.extension import apply_extensions, load_extensions
+from engine.flags import (
     add_data_dir,
     add_fit_arguments,
     add_max_length,
     check_fit_flags,
     fit_options,
     length_limit,
-    load_extensions,
     mark_limited_outputs,
     split_loader,
     take_over,
 )
+from engine.parallel import Worker, joined_worker
+from engine.prediction_files import ANSWER_TOKENS, write_predictions, write_record
+from engine.records import PairRecord, data_path, read_pairs, warn_of_rows_in_both
+from engine.training import fit
+from evaluation import model_eval_paraphrase, model_test_paraphrase
 from models.gpt2 import backbone
-from parallel import Worker, joined_worker
-from prediction_files import ANSWER_TOKENS, write_predictions, write_record
-from training import apply_extensions, fit
 
 TASK = "paraphrase"
 

@@ -15,11 +15,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils import ROOT, InputError, Parser, atomic_write, command
+from engine.errors import InputError, Parser, command
+from engine.files import ROOT, atomic_write
 
 # isort: split
 
-from dataset import (
+from engine.prediction_files import header_column, origin, read_gold, read_predictions, split_row
+from engine.records import (
     LINE_END,
     NUM_LABELS,
     SONNET_HEADER,
@@ -28,7 +30,6 @@ from dataset import (
     read_sonnets,
     read_table,
 )
-from prediction_files import header_column, origin, read_gold, read_predictions, split_row
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
 PROGRAMS = (
@@ -41,7 +42,7 @@ REQUIRED_FILES = (  # beside Python's: what a person reads, and what sets the tr
 )
 FURTHER_CODE = (
     *("*.py", "engine/*.py", "engine/*/*.py", "modules/*.py", "models/*.py"),
-    *("extensions/*.py", "extensions/README.md"),
+    *("extensions/*.py", "extensions/README.md", "programs/*.py", "programs/*/*.py"),
 )
 LATER_NAMES = {"finetune": "full-model", "pretrain": "last-linear-layer"}
 SHOWN = 10  # lines told of one file: a thousand alike say no more

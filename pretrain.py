@@ -18,25 +18,20 @@ from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import (
-    InputError,
-    Parser,
-    atomic_write,
-    check_writable,
-    command,
-    load_tokenizer,
-    seed_everything,
-)
+from engine.errors import InputError, Parser, command
+from engine.files import atomic_write, check_writable
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
 
 # isort: split
 
 import torch
 from torch import nn
 
-from batches import batch_loader
-from checkpoint import RunFolder, load_model, load_trainable_state
 from config import SIZES, GPT2Config
-from corpus import (
+from engine.batches import batch_loader
+from engine.checkpoint import RunFolder, load_model, load_trainable_state
+from engine.corpus import (
     BlockBatches,
     TokenBlocks,
     collate_blocks,
@@ -46,14 +41,15 @@ from corpus import (
     train_tokenizer,
     write_tokens,
 )
+from engine.extension import Extension, apply_extensions, load_extensions
 from engine.fast.adamw import FusedAdamW
+from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
+from engine.generation import generate
+from engine.parallel import Worker, joined_worker, wait_for_main
+from engine.stages import tokens_per_step, write_making
+from engine.training import fit
 from evaluation import cross_entropy, perplexity
-from flags import add_fit_arguments, check_fit_flags, check_range, fit_options, load_extensions
-from models.generation import generate
 from models.gpt2 import GPT2Model, backbone, next_token_loss
-from parallel import Worker, joined_worker, wait_for_main
-from stages import tokens_per_step, write_making
-from training import Extension, apply_extensions, fit
 
 TASK = "pretrain"
 SHAPES = {

@@ -5,7 +5,9 @@ Hidden states after every layer and logits, for right- and left-padded batches, 
 
 import sys
 
-from utils import Parser, checkpoint_folder, command, model_size_to_params
+from engine.errors import Parser, command
+from engine.hub import checkpoint_folder
+from utils import model_size_to_params
 
 # isort: split
 

@@ -9,17 +9,37 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from utils import InputError, Parser, check_writable, command, load_tokenizer, seed_everything
+from engine.errors import InputError, Parser, command
+from engine.files import check_writable
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
 
 # isort: split
 
 import torch
 from torch import nn
 
-from batches import TokenDataset, collate, next_token_labels, tokenise
-from checkpoint import RunFolder, load_model
-from compiling import CUDA_GRAPHS
-from dataset import Record, data_path, read_sonnets, warn_of_rows_in_both
+from engine.batches import TokenDataset, collate, next_token_labels, tokenise
+from engine.checkpoint import RunFolder, load_model
+from engine.extension import apply_extensions, load_extensions
+from engine.fast.compiling import CUDA_GRAPHS
+from engine.flags import (
+    add_data_dir,
+    add_fit_arguments,
+    add_max_length,
+    check_fit_flags,
+    check_range,
+    fit_options,
+    length_limit,
+    mark_limited_outputs,
+    split_loader,
+    take_over,
+)
+from engine.generation import generate
+from engine.parallel import Worker, joined_worker
+from engine.prediction_files import write_record, write_sonnets
+from engine.records import Record, data_path, read_sonnets, warn_of_rows_in_both
+from engine.training import fit
 from evaluation import (
     cross_entropy,
     null_baseline,
@@ -31,24 +51,7 @@ from evaluation import (
     report_table,
     sonnet_report,
 )
-from flags import (
-    add_data_dir,
-    add_fit_arguments,
-    add_max_length,
-    check_fit_flags,
-    check_range,
-    fit_options,
-    length_limit,
-    load_extensions,
-    mark_limited_outputs,
-    split_loader,
-    take_over,
-)
-from models.generation import generate
 from models.gpt2 import backbone, next_token_loss
-from parallel import Worker, joined_worker
-from prediction_files import write_record, write_sonnets
-from training import apply_extensions, fit
 
 TASK = "sonnet"
 

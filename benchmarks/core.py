@@ -17,7 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import ROOT, InputError, Parser, command, seed_everything
+from engine.errors import InputError, Parser, command
+from engine.files import ROOT
+from engine.parallel import seed_everything
 
 # isort: split
 
@@ -30,8 +32,8 @@ from benchmarks.random_checkpoint import write_random_checkpoint
 from benchmarks.report import draw, limit_table, machine_table, memory_table, table
 from benchmarks.timing import alone, environment, write_results
 from config import SIZES
-from flags import check_range
-from parallel import has_bf16_units, start_worker
+from engine.flags import check_range
+from engine.parallel import has_bf16_units, start_worker
 
 CONDITIONS = ("checkpoint", "hardware", "torch")
 

@@ -19,22 +19,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import Parser, atomic_path, command
+from engine.errors import Parser, command
+from engine.files import atomic_path
 
 # isort: split
 
 import torch
 
 import classifier
-from batches import TokenDataset, forward_tokens, make_loader
 from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
-from checkpoint import RunFolder
 from config import SIZES
-from flags import load_extensions
+from engine.batches import TokenDataset, forward_tokens, make_loader
+from engine.checkpoint import RunFolder
+from engine.extension import load_extensions
+from engine.parallel import start_worker
+from engine.training import FitOptions, Trainer
 from modules.attention import causal_attention, fused_causal_attention
-from parallel import start_worker
 from pretrain import SHAPES
-from training import FitOptions, Trainer
 
 PLAIN = ""
 TECHNIQUES = [

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from batches import LengthBuckets, tokenise
 from classifier import NUM_LABELS
-from dataset import Record, data_file, read_pairs, read_sentiment, read_sonnets
+from engine.batches import LengthBuckets, tokenise
+from engine.hub import checkpoint_folder, load_tokenizer
+from engine.records import Record, data_file, read_pairs, read_sentiment, read_sonnets
 from evaluation import prompt_text
 from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
-from utils import checkpoint_folder, load_tokenizer
 
 READERS = ("starter", "transformers", "transformers-bf16", "ours")
 TRAINERS = (*READERS, "ours-compiled")

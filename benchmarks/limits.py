@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import seconds
-from parallel import has_bf16_units, matmul_precision
+from engine.parallel import has_bf16_units, matmul_precision
 
 ROUNDS = 3
 

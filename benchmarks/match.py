@@ -14,7 +14,8 @@ from benchmarks.huggingface import Transformers, TransformersBf16
 from benchmarks.jobs import Job, Settings, Workload
 from benchmarks.peers import Ours, OursCompiled, Starter, TorchFused
 from benchmarks.timing import Alone, alternate, seconds, summary
-from utils import ROOT, InputError
+from engine.errors import InputError
+from engine.files import ROOT
 
 PEERS = {
     "starter": Starter,

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from batches import TokenDataset, collate, to_device
 from benchmarks.jobs import Job, Settings, Workload
 from benchmarks.timing import forget_peak, peak_mb, seconds
-from dataset import Record
+from engine.batches import TokenDataset, collate, to_device
+from engine.records import Record
 from models.gpt2 import GPT2Model
 
 COMPARED = 8  # rows of the batch on which logits are compared

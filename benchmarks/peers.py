@@ -11,19 +11,19 @@ import torch
 import classifier
 import paraphrase_detection
 import sonnet_generation
-from batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from benchmarks import starter
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
-from checkpoint import RunFolder
 from classifier import NUM_LABELS
-from compiling import CUDA_GRAPHS, padding_multiple
+from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
+from engine.checkpoint import RunFolder
 from engine.fast.adamw import FusedAdamW
+from engine.fast.compiling import CUDA_GRAPHS, padding_multiple
+from engine.flags import fit_options
+from engine.generation import generate
+from engine.parallel import start_worker
+from engine.training import Trainer
 from evaluation import predict
-from flags import fit_options
 from models.base_gpt import read_weights
-from models.generation import generate
-from parallel import start_worker
-from training import Trainer
 
 PROGRAMS = dict.fromkeys(NUM_LABELS, classifier) | {
     "paraphrase": paraphrase_detection,

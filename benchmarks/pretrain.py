@@ -14,7 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import Parser, atomic_path, command, load_tokenizer, seed_everything
+from engine.errors import Parser, command
+from engine.files import atomic_path
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
 
 # isort: split
 
@@ -22,12 +25,12 @@ import torch
 from torch.nn import functional as F
 
 import pretrain
-from batches import to_device
 from benchmarks.timing import alternate, environment, seconds, summary, write_results
-from checkpoint import RunFolder
-from corpus import TokenBlocks
-from parallel import Worker
-from training import FitOptions, fit
+from engine.batches import to_device
+from engine.checkpoint import RunFolder
+from engine.corpus import TokenBlocks
+from engine.parallel import Worker
+from engine.training import FitOptions, fit
 
 PEERS = {"transformers": "transformers, torch.optim.AdamW (fused)", "ours": "this project"}
 

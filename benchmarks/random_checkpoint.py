@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, Parser, command
+from engine.errors import InputError, Parser, command
 
 # isort: split
 

@@ -1,6 +1,6 @@
 """What was measured by `core.py`, as Markdown tables and as a picture."""
 
-from utils import atomic_path
+from engine.files import atomic_path
 
 COLOURS = {
     "starter": "tab:gray",

@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, Parser, atomic_path, command
+from engine.errors import InputError, Parser, command
+from engine.files import atomic_path
 
 # isort: split
 
@@ -28,17 +29,17 @@ import numpy as np
 import torch
 
 import classifier
-from batches import TokenDataset, forward_tokens, make_loader
 from benchmarks import starter
 from benchmarks.counts import parameters
 from benchmarks.power_law import fit_power_law
 from benchmarks.report import plain_numbers
 from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
-from checkpoint import RunFolder
 from config import GPT2Config
-from parallel import has_bf16_units, start_worker
+from engine.batches import TokenDataset, forward_tokens, make_loader
+from engine.checkpoint import RunFolder
+from engine.parallel import has_bf16_units, start_worker
+from engine.training import FitOptions, Trainer
 from pretrain import SHAPES
-from training import FitOptions, Trainer
 
 PEERS = ("starter", "ours")
 LABELS, DROPOUT, RATE = 5, 0.3, 1e-5

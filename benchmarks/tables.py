@@ -13,22 +13,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import ROOT, InputError, Parser, atomic_write, command
+from engine.errors import InputError, Parser, command
+from engine.files import ROOT, atomic_write
 
 # isort: split
 
-from benchmarks import (
-    core,
-    extensions,
-    pretrain,
-    pretraining_pays,
-    programs_help,
-    report,
-    scaling,
-    techniques_help,
-)
+from benchmarks import core, extensions, pretrain, report, scaling
+from studies import pretraining_pays, programs_help, techniques_help
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
 # a table's name -> the results file it is made of, and how
 OF_README = {
     "core": ("core", core.table),
@@ -52,7 +45,8 @@ NOT_YET = "not measured yet"
 
 
 def results_of(file: str) -> dict:
-    return json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+    [path] = [path for folder in RESULTS if (path := folder / f"{file}.json").exists()]
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def made(tables: dict) -> dict[str, str]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import current_commit
-from parallel import hardware
-from utils import atomic_write
+from engine.checkpoint import current_commit
+from engine.files import atomic_write
+from engine.parallel import hardware
 
 MEGABYTE = 2**20
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

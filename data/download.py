@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import InputError, Parser, atomic_path, atomic_write, check_writable, command
+from engine.errors import InputError, Parser, command
+from engine.files import atomic_path, atomic_write, check_writable
 
 # isort: split
 

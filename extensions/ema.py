@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import InputError
+from engine.extension import Extension
 from extensions.averaged_weights import AveragedWeights, trained
-from training import Extension
-from utils import InputError
 
 
 class WeightAverage(Extension):

@@ -27,9 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
+from engine.errors import InputError, optional
+from engine.extension import Extension
 from modules.attention import CausalSelfAttention
-from training import Extension
-from utils import InputError, optional
 
 WIDEST_HEAD = 128  # that Triton's kernels are for
 

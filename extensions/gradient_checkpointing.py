@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from torch.utils.checkpoint import checkpoint
 
-from training import Extension
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import Extension
 
 
 @dataclass

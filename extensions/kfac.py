@@ -26,7 +26,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from batches import count_targets
+from engine.batches import count_targets
+from engine.errors import InputError
+from engine.extension import Extension
 from extensions.matrix_optimizer import (
     MatrixOptimizer,
     check_covered,
@@ -35,8 +37,6 @@ from extensions.matrix_optimizer import (
     move,
     running_mean,
 )
-from training import Extension
-from utils import InputError
 
 
 @dataclass

@@ -11,9 +11,9 @@ for Transformers 0.8 to 0.95 is usual (Clark et al. 2020, appendix A).
 
 from dataclasses import dataclass
 
+from engine.errors import InputError
+from engine.extension import Extension
 from engine.fast.adamw import FusedAdamW
-from training import Extension
-from utils import InputError
 
 
 @dataclass

@@ -8,8 +8,8 @@ A resumed run goes on in the same curves. Needs the tensorboard package; nothing
 
 from dataclasses import dataclass
 
-from training import Extension
-from utils import optional
+from engine.errors import optional
+from engine.extension import Extension
 
 
 @dataclass

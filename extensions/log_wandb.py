@@ -10,8 +10,8 @@ does.
 import json
 from dataclasses import dataclass
 
-from training import Extension
-from utils import InputError, optional
+from engine.errors import InputError, optional
+from engine.extension import Extension
 
 MODES = ("online", "offline", "disabled")
 

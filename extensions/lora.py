@@ -22,8 +22,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from training import Extension
-from utils import InputError, atomic_path, atomic_write
+from engine.errors import InputError
+from engine.extension import Extension
+from engine.files import atomic_path, atomic_write
 
 # Our linears, and where HuggingFace's GPT-2 has them: (its module, which third of it).
 PLACES = {

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
+from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
-from utils import InputError
 
 
 class MatrixOptimizer(FusedAdamW):

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import InputError
+from engine.extension import Extension
+from engine.parallel import has_bf16_units
 from extensions.matrix_optimizer import MatrixOptimizer, check_covered, groups, matrices
-from parallel import has_bf16_units
-from training import Extension
-from utils import InputError
 
 QUINTIC = (
     3.4445,

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training import Extension
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import Extension
 
 
 @dataclass

@@ -28,8 +28,8 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from training import Extension
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import Extension
 
 UNROUNDED = 16  # bits, from which on everything passes as it is
 

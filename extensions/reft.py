@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from training import Extension
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import Extension
 
 
 @dataclass

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import InputError
+from engine.extension import Extension
 from extensions.matrix_optimizer import (
     MatrixOptimizer,
     check_covered,
@@ -32,8 +34,6 @@ from extensions.matrix_optimizer import (
     matrices,
     running_mean,
 )
-from training import Extension
-from utils import InputError
 
 
 @dataclass

@@ -18,8 +18,8 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
-from training import Extension
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import Extension
 
 
 @dataclass

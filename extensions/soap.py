@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.errors import InputError
+from engine.extension import Extension
 from extensions.matrix_optimizer import MatrixOptimizer, check_covered, groups, matrices
-from training import Extension
-from utils import InputError
 
 
 @dataclass

@@ -12,8 +12,8 @@ that no batch normalisation has to be computed anew, since GPT-2 has none.
 
 from dataclasses import dataclass
 
+from engine.errors import InputError
 from extensions.ema import WeightAverage
-from utils import InputError
 
 
 @dataclass

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from config import GPT2Config
-from utils import InputError, atomic_path, atomic_write, checkpoint_folder, some
+from engine.errors import InputError, some
+from engine.files import atomic_path, atomic_write
+from engine.hub import checkpoint_folder
 
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
 

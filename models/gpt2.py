@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from config import SIZES, GPT2Config
+from engine.errors import InputError
+from engine.fast.last_token import is_plain, read_last, states_at
 from models.base_gpt import GPTPreTrainedModel
-from models.last_token import is_plain, read_last, states_at
 from modules.gpt2_layer import GPT2Layer
-from utils import InputError, extended_attention_mask
+from utils import get_extended_attention_mask
 
 IGNORED_LABEL = -100
 FEW_ROWS = range(5, 17)  # here a CPU multiplies with a tall matrix faster from the left
@@ -55,7 +56,7 @@ class GPT2Model(GPTPreTrainedModel):
         if attention_mask is not None:
             right = is_right_padded(attention_mask) if _right_padded is None else _right_padded
             if not right:
-                mask = extended_attention_mask(attention_mask, hidden_states.dtype)
+                mask = get_extended_attention_mask(attention_mask, hidden_states.dtype)
         for layer in layers:
             hidden_states = layer(hidden_states, mask)
         return hidden_states

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from config import GPT2Config
-from corpus import train_tokenizer
+from engine.corpus import train_tokenizer
+from engine.files import ROOT
+from engine.parallel import Worker
 from models.gpt2 import GPT2Model
-from parallel import Worker
-from utils import ROOT
 
 COURSE_DATA = ROOT.parent / "shared" / "data"
 WORKER = Worker(torch.device("cpu"))
@@ -129,8 +129,8 @@ def call_main(monkeypatch, program: str, *words) -> None:
 def work_in(monkeypatch, folder) -> None:
     """Go into a folder; leave git and the drawing of curves out of runs."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("checkpoint.current_commit", lambda: "a test")
-    monkeypatch.setattr("checkpoint.RunFolder.draw_curves", lambda *_: None)
+    monkeypatch.setattr("engine.checkpoint.current_commit", lambda: "a test")
+    monkeypatch.setattr("engine.checkpoint.RunFolder.draw_curves", lambda *_: None)
 
 
 def no_training(*_, **__):

@@ -12,8 +12,8 @@ from course_files import work_in, write_course, write_model
 import classifier
 import paraphrase_detection
 import sonnet_generation
-from checkpoint import save_tree, trainable_state
-from utils import load_tokenizer
+from engine.checkpoint import save_tree, trainable_state
+from engine.hub import load_tokenizer
 
 # Each by a name of the test's own: module, the checkpoint's task, flags.
 KINDS: dict[str, tuple[ModuleType, str, list[str]]] = {
@@ -73,6 +73,6 @@ def write_originals(root, rows: int = 40, **model) -> None:
 def work_beside(monkeypatch, originals, folder) -> None:
     """Work in a folder that has links to all of the originals."""
     work_in(monkeypatch, folder)
-    monkeypatch.setattr("extensions.quantised_job.TIMED_ROUNDS", 1)
+    monkeypatch.setattr("programs.quantize.job.TIMED_ROUNDS", 1)
     for path in originals.iterdir():
         Path(path.name).symlink_to(path)

@@ -15,9 +15,10 @@ import torch
 from bad_input_cases import CASES, CONFIG, TASKS, TOKENIZER, Case
 from course_files import call_main, no_training, work_in, write, write_course, write_model
 
-from checkpoint import save_tree
 from classifier import OUTPUT_NAMES
-from utils import ROOT, load_tokenizer
+from engine.checkpoint import save_tree
+from engine.files import ROOT
+from engine.hub import load_tokenizer
 
 OLD = b"id, Predicted_Sentiment \nold, 1 \n"
 
@@ -45,7 +46,7 @@ def place(originals, tmp_path, monkeypatch):
     write(tmp_path / "empty-file", "")
     torch.save({"args": 1}, tmp_path / "pickle.pt")
     work_in(monkeypatch, tmp_path)
-    monkeypatch.setattr("utils._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
     return tmp_path
 
 
@@ -80,7 +81,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_lost(case, place, monkeypatc
     if "--resume" not in words:
         monkeypatch.setattr(f"{program}.fit", checked_folder_then_no_training)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr("flags.has_bf16_units", lambda device: device != "cpu")
+    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: device != "cpu")
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, program, *words)
     check_output(case, stop.value.code, capsys.readouterr().err)

@@ -9,10 +9,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import sanity_check
-from corpus import END_OF_TEXT
-from dataset import read_sonnets
+from engine.corpus import END_OF_TEXT
+from engine.files import ROOT
+from engine.hub import BUNDLED, load_tokenizer
+from engine.records import read_sonnets
 from models.gpt2 import GPT2Model
-from utils import BUNDLED, ROOT, load_tokenizer
 
 FOLDER = BUNDLED["gpt2-mini"]
 TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]

@@ -23,15 +23,17 @@ from tiny_run import run_path
 from torch import nn
 
 import classifier
-from batches import collate
-from checkpoint import RunFolder, load_tree
 from classifier import GPT2SentimentClassifier, get_args
-from dataset import read_sentiment
+from engine.batches import collate
+from engine.checkpoint import RunFolder, load_tree
+from engine.files import ROOT
+from engine.flags import fit_options
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
+from engine.records import read_sentiment
+from engine.training import fit
 from evaluation import predict
-from flags import fit_options
 from models.gpt2 import GPT2Model
-from training import fit
-from utils import ROOT, load_tokenizer, seed_everything
 
 MODES = ("last-linear-layer", "full-model")
 PREFIX = {"last-linear-layer": "pretrain", "full-model": "finetune"}

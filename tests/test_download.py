@@ -13,8 +13,8 @@ import pytest
 
 from data import download
 from data.download import Blob, blob_of
-from dataset import data_file
-from utils import ROOT
+from engine.files import ROOT
+from engine.records import data_file
 
 SPLITS = ("train", "dev", "test")
 COURSE = ROOT.parent / "shared" / "data"

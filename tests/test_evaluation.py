@@ -12,8 +12,11 @@ import torch
 from course_files import COURSE_DATA, call_main, sonnets_text, work_in, write
 
 import evaluation
-from batches import TokenDataset, make_loader, next_token_labels
-from dataset import Record, read_sonnets
+from engine.batches import TokenDataset, make_loader, next_token_labels
+from engine.errors import InputError
+from engine.files import ROOT
+from engine.prediction_files import write_predictions, write_sonnets
+from engine.records import Record, read_sonnets
 from evaluation import (
     Predictions,
     accuracy_and_f1,
@@ -34,8 +37,6 @@ from evaluation import (
     verses,
 )
 from models.gpt2 import GPT2Model, next_token_loss
-from prediction_files import write_predictions, write_sonnets
-from utils import ROOT, InputError
 
 CPU = torch.device("cpu")
 needs_course_data = pytest.mark.skipif(

@@ -5,11 +5,11 @@ import torch
 from course_files import call_main, predicted, work_in, write_course, write_model
 from tiny_run import run_path
 
-from checkpoint import RunFolder, load_tree
-from compiling import CUDA_GRAPHS
-from models.generation import generate
+from engine.checkpoint import RunFolder, load_tree
+from engine.fast.compiling import CUDA_GRAPHS
+from engine.generation import generate
+from engine.training import Trainer
 from models.gpt2 import GPT2Model
-from training import Trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,7 +118,7 @@ def test_a_run_on_the_gpu_resumes(place, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("checkpoint.RunFolder.save_last", stop)
+        patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
         run(patch, "classifier")
     run(monkeypatch, "classifier", "--resume")
     assert "resumed at epoch 1, step 0" in capsys.readouterr().out

@@ -6,15 +6,16 @@ import sys
 
 import pytest
 
-from utils import ROOT, InputError, optional
+from engine.errors import InputError, optional
+from engine.files import ROOT
 
 NAMES = re.findall(
     r"^(\w+)==", (ROOT / "requirements-optional.txt").read_text("utf-8"), re.MULTILINE
 )
 MODULES = [
-    f"{folder}.{path.stem}"
-    for folder in ("extensions", "benchmarks")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for folder in ("extensions", "programs", "studies", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 IMPORT = f"""
 import importlib, sys

@@ -22,7 +22,11 @@ from course_files import (
 from torch import nn
 
 import paraphrase_detection
-from dataset import PairRecord, read_pairs
+from engine.errors import InputError
+from engine.files import ROOT
+from engine.hub import load_tokenizer
+from engine.prediction_files import ANSWER_TOKENS, origin
+from engine.records import PairRecord, read_pairs
 from models.gpt2 import GPT2Model
 from paraphrase_detection import (
     ParaphraseGPT,
@@ -32,8 +36,6 @@ from paraphrase_detection import (
     get_args,
     shortened_prompt,
 )
-from prediction_files import ANSWER_TOKENS, origin
-from utils import ROOT, InputError, load_tokenizer
 
 HEADER = "\tid\tsentence1\tsentence2\tis_duplicate"
 

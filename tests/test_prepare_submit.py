@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 import classifier
-import prediction_files
 import prepare_submit
-from dataset import Record
-from utils import ROOT
+from engine import prediction_files
+from engine.files import ROOT
+from engine.records import Record
 
 COURSE = ROOT.parent / "shared" / "data"
 LABELS = {"sst": [3, 0, 4], "cfimdb": [1, 0, 1], "para": [8505, 3919, 8505]}
@@ -293,8 +293,8 @@ def test_what_the_programs_write_is_what_is_expected_here():
 
 
 def test_the_header_of_generated_sonnets_stands_in_one_module():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
-    assert [name for name in texts if prepare_submit.SONNET_HEADER in texts[name]] == ["dataset.py"]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("engine/*.py")}
+    assert [name for name in texts if prepare_submit.SONNET_HEADER in texts[name]] == ["records.py"]
 
 
 def test_the_zip_holds_every_module_of_ours_that_its_code_imports():
@@ -340,9 +340,9 @@ def test_no_file_that_the_programs_import_or_set_up_with_may_be_missing(root, su
 
 def test_what_is_required_follows_from_the_imports(root, submit):
     needed = prepare_submit.required_code(root)
-    assert {"batches.py", "checkpoint.py", "flags.py", "modules/attention.py"} <= set(needed)
-    text = (root / "batches.py").read_text(encoding="utf-8")
-    write(root / "batches.py", f"{text}\nfrom modules.rotary import Rotary\nimport tokens\n")
+    assert {"engine/batches.py", "engine/flags.py", "modules/attention.py"} <= set(needed)
+    text = (root / "utils.py").read_text(encoding="utf-8")
+    write(root / "utils.py", f"{text}\nfrom modules.rotary import Rotary\nimport tokens\n")
     code, output = submit()
     assert code == 2 and "modules/rotary.py: the file is missing" in output
     assert "tokens.py: the file is missing" in output

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import at_write, in_child
 from course_files import (
     FEELINGS,
     THINGS,
@@ -22,18 +23,18 @@ from course_files import (
     write,
     write_course,
 )
-from test_resume import at_write, in_child
 from tiny_run import run_path
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
-import utils
-from checkpoint import load_tree
 from config import GPT2Config
+from engine import files
+from engine.checkpoint import load_tree
+from engine.errors import InputError
+from engine.extension import Extension
+from engine.files import ROOT
+from engine.parallel import Worker
 from models.gpt2 import GPT2Model
-from parallel import Worker
-from training import Extension
-from utils import ROOT, InputError
 
 TINY = GPT2Config(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
@@ -52,7 +53,7 @@ def no_curves(self, *_):
 def place(tmp_path, monkeypatch):
     """A folder with a text of a few hundred short documents."""
     work_in(monkeypatch, tmp_path)
-    monkeypatch.setattr("checkpoint.RunFolder.draw_curves", no_curves)
+    monkeypatch.setattr("engine.checkpoint.RunFolder.draw_curves", no_curves)
     monkeypatch.setitem(pretrain.SHAPES, "mini", TINY)
     draw = random.Random(0)
     texts = ["\n".join(draw.choices(VERSES, k=6)) for _ in range(200)]
@@ -218,9 +219,9 @@ def test_a_checkpoint_of_a_run_becomes_a_folder_without_training(place, monkeypa
 
 
 def test_a_run_killed_at_any_write_resumes_to_the_same_bits(place, monkeypatch):
-    writes, sync = [], utils._sync
+    writes, sync = [], files.sync
     with monkeypatch.context() as patch:
-        patch.setattr(utils, "_sync", lambda path: (writes.append(path), sync(path)))
+        patch.setattr(files, "sync", lambda path: (writes.append(path), sync(path)))
         run(patch, *SHORT, "--runs_dir", "whole", "--dropout", "0.1")
     expected, figures = weights("whole"), [r["val_loss"] for r in log("whole")]
     for number in sorted({1, 3, 5, 8, len(writes) // 3, len(writes) // 2, len(writes) - 4}):

@@ -10,8 +10,9 @@ import torch
 from course_files import write_course, write_model
 from slow import slow_unless
 
-import utils
-from utils import ROOT, InputError, Parser, command
+from engine import errors
+from engine.errors import InputError, Parser, command
+from engine.files import ROOT
 
 PROGRAMS = sorted(
     path.name for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
@@ -109,7 +110,7 @@ def test_full_memory_is_one_line_wherever_it_happens(capsys):
 
 LEAVE = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils import leave
+from engine.errors import leave
 
 print("here", flush=True)
 leave("error: a line", 2)
@@ -134,8 +135,8 @@ def test_another_process_than_the_first_leaves_quietly_when_torchrun_ends_it():
 
 def test_a_process_with_an_error_of_its_own_says_it_after_a_while(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(utils, "PATIENCE", 0.0)
+    monkeypatch.setattr(errors, "PATIENCE", 0.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
-        utils.leave("error: this one's GPU is missing", 2)
+        errors.leave("error: this one's GPU is missing", 2)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: this one's GPU is missing\n"

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from benchmarks import pretraining_pays, study
-from utils import ROOT
+from engine.files import ROOT
+from studies import pretraining_pays, study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README, flags=re.DOTALL)
@@ -78,7 +78,7 @@ def test_the_results_name_their_checkpoint_and_machine():
 
 
 def test_the_study_is_of_the_bundled_checkpoint():
-    results = json.loads((ROOT / "benchmarks/results/pretraining_pays.json").read_text("utf-8"))
+    results = json.loads((ROOT / "studies/results/pretraining_pays.json").read_text("utf-8"))
     assert results["checkpoint"] == study.checkpoint() and results["limit"] is None
     for name in study.TASKS:
         for start in (pretraining_pays.RANDOM, pretraining_pays.MINI):

@@ -13,9 +13,9 @@ from transformers import GPT2Model as TheirModel
 
 import sanity_check
 from config import GPT2Config
+from engine.files import ROOT
 from models.gpt2 import GPT2Model
 from modules.gpt2_layer import GPT2Layer
-from utils import ROOT
 
 CONFIG = GPT2Config(
     vocab_size=61,

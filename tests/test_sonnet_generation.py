@@ -20,13 +20,14 @@ from course_files import (
 )
 
 import sonnet_generation
-from batches import collate
-from dataset import Record, read_sonnets
+from engine.batches import collate
+from engine.errors import InputError
+from engine.files import ROOT
+from engine.prediction_files import write_sonnets
+from engine.records import Record, read_sonnets
 from evaluation import sonnet_report
 from models.gpt2 import IGNORED_LABEL, GPT2Model
-from prediction_files import write_sonnets
 from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn, split_sonnets
-from utils import ROOT, InputError
 
 OUTPUTS = ["generated_sonnets.txt", "generated_sonnets_dev.txt"]
 

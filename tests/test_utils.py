@@ -13,21 +13,13 @@ import pytest
 import torch
 from course_files import write_model
 
-import utils
 from config import SIZES
-from utils import (
-    InputError,
-    atomic_path,
-    atomic_write,
-    check_writable,
-    checkpoint_folder,
-    command,
-    extended_attention_mask,
-    load_tokenizer,
-    model_size_to_params,
-    remove_leftovers,
-    seed_everything,
-)
+from engine import hub
+from engine.errors import InputError, command
+from engine.files import atomic_path, atomic_write, check_writable, remove_leftovers
+from engine.hub import checkpoint_folder, load_tokenizer
+from engine.parallel import seed_everything
+from utils import get_extended_attention_mask, model_size_to_params
 
 
 def test_a_seed_decides_the_numbers_of_python_numpy_and_torch():
@@ -69,17 +61,17 @@ def test_a_folder_is_itself_and_a_missing_one_is_said(folder, monkeypatch):
     for name in ("./nowhere", "/no/where", "~/nowhere", "../nowhere"):
         with pytest.raises(InputError, match=rf"^{name}: no such folder"):
             checkpoint_folder(name)
-    monkeypatch.setitem(utils.BUNDLED, "gpt2-mini", folder / "gone")
+    monkeypatch.setitem(hub.BUNDLED, "gpt2-mini", folder / "gone")
     with pytest.raises(InputError, match=r"gpt2-mini: .*gone is missing: give one of gpt2, "):
         checkpoint_folder("gpt2-mini")
-    monkeypatch.setitem(utils.BUNDLED, "gpt2-mini", folder)
+    monkeypatch.setitem(hub.BUNDLED, "gpt2-mini", folder)
     assert checkpoint_folder("gpt2-mini") == folder
 
 
 @pytest.mark.parametrize("name", ["gpt2", "nobody/no-such-model", "a b", "x" * 200])
 def test_a_name_that_nothing_has_gives_one_message(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("utils._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
     with pytest.raises(
         InputError, match=rf"^{name}: neither a folder nor in the HuggingFace cache"
     ):
@@ -134,7 +126,7 @@ def test_a_vocabulary_and_merges_will_do(tmp_path, original):
 @pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.float32])
 def test_the_mask_is_0_at_real_tokens_and_the_lowest_number_at_padding(dtype, kind):
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
-    found = extended_attention_mask(mask.to(kind), dtype)
+    found = get_extended_attention_mask(mask.to(kind), dtype)
     assert found.shape == (2, 1, 1, 3) and found.dtype == dtype
     lowest = torch.finfo(dtype).min
     assert found[:, 0, 0].tolist() == [[0, 0, lowest], [lowest, 0, 0]]

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import classifier
-from batches import TokenDataset, forward_tokens, make_loader
-from checkpoint import RunFolder
 from config import GPT2Config
-from training import FitOptions, Trainer, fit
+from engine.batches import TokenDataset, forward_tokens, make_loader
+from engine.checkpoint import RunFolder
+from engine.training import FitOptions, Trainer, fit
 
 TOKENS, LABELS = 20, 3
 TINY = GPT2Config(

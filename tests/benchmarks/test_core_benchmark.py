@@ -9,7 +9,7 @@ import torch
 from benchmarks import core, limits, match, report
 from benchmarks.jobs import JOBS, Settings, Workload
 from config import GPT2Config
-from utils import InputError
+from engine.errors import InputError
 
 MACHINE = {"rates": {"float32": {"8 × 8 × 8": 1e9, "9 × 9 × 9": 2e9}}, "bandwidth": {"copy": 1e9}}
 

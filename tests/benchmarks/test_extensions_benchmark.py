@@ -8,10 +8,11 @@ import pytest
 
 import pretrain
 from benchmarks import extensions as benchmark
-from benchmarks import programs_help, study, tables, techniques_help
+from benchmarks import tables
 from config import GPT2Config
-from flags import techniques
-from utils import ROOT
+from engine.extension import techniques
+from engine.files import ROOT
+from studies import programs_help, study, techniques_help
 
 pytest.importorskip("extensions.lora", reason="no extensions/ here")
 

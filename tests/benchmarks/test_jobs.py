@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from course_files import COURSE_DATA, write
 
-from batches import tokenise
 from benchmarks.jobs import JOBS, Settings, Workload, read_rows
+from engine.batches import tokenise
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from benchmarks import starter
 from benchmarks.jobs import JOBS, Settings
 from benchmarks.match import PEERS, check_same_answers, check_same_work
 from benchmarks.peers import Ours, Starter, TorchFused
-from utils import InputError
+from engine.errors import InputError
 
 STEPPERS = {"starter": Starter, "torch-fused": TorchFused, "ours": Ours}
 
@@ -53,7 +53,7 @@ def test_what_a_compiled_network_reads_is_counted_too(name, make, monkeypatch):
         calls.append(mode)
         return torch.compile(model, dynamic=True, backend="eager")
 
-    monkeypatch.setattr("training.compiled", compiled)
+    monkeypatch.setattr("engine.training.compiled", compiled)
     plain, fast = make(PEERS["ours"], name), make(PEERS["ours-compiled"], name)
     assert check_same_answers({"ours": plain.answer(), "fast": fast.answer()}, 1e-6)["fast"] < 1e-6
     turns = []
@@ -132,7 +132,9 @@ def test_a_peer_that_writes_fewer_tokens_is_seen(make):
 
 def test_memory_that_sufficed_for_pieces_only_did_not_suffice(make, monkeypatch):
     peer = make(Ours, "sst-8")
-    monkeypatch.setattr("training.Trainer.train_epoch", lambda run: setattr(run, "micro_batch", 4))
+    monkeypatch.setattr(
+        "engine.training.Trainer.train_epoch", lambda run: setattr(run, "micro_batch", 4)
+    )
     with pytest.raises(torch.OutOfMemoryError, match="4 rows at a time"):
         peer.run()
 

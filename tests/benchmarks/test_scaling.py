@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import scaling
 from config import GPT2Config
-from utils import InputError
+from engine.errors import InputError
 
 TINY = GPT2Config(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
@@ -91,7 +91,7 @@ def test_the_table_and_the_picture(made_up, tmp_path):
 @pytest.mark.parametrize("step", [scaling.our_step, scaling.starter_step])
 def test_a_step_trains_the_whole_classifier(step, monkeypatch):
     models = []
-    for place in ("benchmarks.starter.StarterAdamW", "training.FusedAdamW"):
+    for place in ("benchmarks.starter.StarterAdamW", "engine.training.FusedAdamW"):
         monkeypatch.setattr(place, spying(place, models))
     torch.manual_seed(0)
     call = step(TINY, (2, 8), torch.device("cpu"), False)

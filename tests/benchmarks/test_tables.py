@@ -3,7 +3,8 @@
 import pytest
 
 from benchmarks import tables
-from utils import ROOT, InputError
+from engine.errors import InputError
+from engine.files import ROOT
 
 PAGES = [name for name in tables.PAGES if (ROOT / name).exists()]
 
@@ -37,7 +38,7 @@ def test_costs_and_results_go_to_the_rows_of_their_techniques():
     text = (
         "| `one.py` | Hu, eq. 3 | `penalty` | `--extension one` | PEFT | 1× | better |\n"
         "| `two.py` | Li | `attend` | `--extension two` | the formula | 2× | – (same) |\n"
-        "| `tool.py` | Wu | `python -m extensions.tool` | by hand | helps |\n"
+        "| `tool.py` | Wu | `python -m programs.tool` | by hand | helps |\n"
     )
     costs, results = {"one": "3×", "two": "4×", "tool": "5×"}, {"one": "worse", "tool": "none"}
     found = tables.with_cells(text, costs, results).splitlines()

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from benchmarks.timing import FORGET, Alone, alone, alternate, forget_peak, peak_mb, seconds
-from utils import ROOT, InputError
+from engine.errors import InputError
+from engine.files import ROOT
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny_run import Averager, run, run_path, same_bits, weights
 
-from checkpoint import load_tree
+from engine.checkpoint import load_tree
+from engine.errors import InputError
+from engine.extension import Extension, apply_extensions
 from extensions.ema import ExponentialAverage
 from extensions.swa import StochasticWeightAveraging
-from training import Extension, apply_extensions
-from utils import InputError
 
 
 class Trace(Extension):

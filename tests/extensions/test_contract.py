@@ -9,15 +9,15 @@ import signal
 
 import pytest
 import torch
+from children import at_write, in_child
 from course_files import call_main, work_in, write_course, write_model
 from slow import one_partner_each, slow_unless
-from test_resume import at_write, in_child
 from tiny_run import run_path
 
-from checkpoint import load_tree
-from flags import load_extensions, techniques
+from engine.checkpoint import load_tree
+from engine.extension import load_extensions, techniques
+from engine.files import ROOT
 from models.gpt2 import GPT2Model
-from utils import ROOT
 
 TASKS = {
     "classifier": ["--dataset", "sst", "--fine-tune-mode", "full-model"],

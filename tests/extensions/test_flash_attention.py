@@ -9,6 +9,9 @@ from course_files import write_model
 from test_sliding_window import LargestTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import generate
 from extensions.flash_attention import (
     FlashAttention,
     Tiles,
@@ -19,11 +22,9 @@ from extensions.flash_attention import (
 )
 from extensions.prefix import Prefix
 from extensions.sliding_window import SlidingWindow
-from models.generation import generate
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
-from training import apply_extensions
-from utils import InputError, extended_attention_mask
+from utils import get_extended_attention_mask
 
 SHAPES = [(1, 1, 4), (7, 7, 16), (12, 12, 4), (13, 13, 5), (6, 11, 4), (1, 9, 4), (5, 20, 8)]
 
@@ -65,7 +66,7 @@ def test_it_is_causal_attention_forward_and_backward(t, s, block, side, dtype):
     if side != "none":
         real[0, -(s // 3) :] = s < 3
         real = real.flip(1) if side == "left" else real
-        mask = extended_attention_mask(real.long(), dtype)
+        mask = get_extended_attention_mask(real.long(), dtype)
     grad = torch.randn_like(leaves[0]) * real[:, None, s - t :, None]
     results = []
     for attend in (functools.partial(flash_attention, block=block), causal_attention):
@@ -79,7 +80,7 @@ def test_it_is_causal_attention_forward_and_backward(t, s, block, side, dtype):
 def test_gradients_are_finite_differences(dropout):
     """Also of queries that see no key, beyond a row's length, and with dropout."""
     leaves = inputs(5, 6, k=2)
-    mask = extended_attention_mask(torch.tensor([[0] * 3 + [1] * 3, [1] * 6]), torch.float64)
+    mask = get_extended_attention_mask(torch.tensor([[0] * 3 + [1] * 3, [1] * 6]), torch.float64)
 
     def attend(*leaves):
         torch.manual_seed(5)
@@ -106,7 +107,7 @@ def test_scores_of_any_size_do_no_harm():
 
 def test_a_query_that_sees_no_key_gets_0():
     leaves = inputs(9)
-    mask = extended_attention_mask(torch.tensor([[0] * 5 + [1] * 4, [0] * 9]), torch.float64)
+    mask = get_extended_attention_mask(torch.tensor([[0] * 5 + [1] * 4, [0] * 9]), torch.float64)
     out, *gradients = with_gradients(
         flash_attention(*leaves, mask, 0.0, block=4), leaves, torch.ones(2, 3, 9, 8)
     )

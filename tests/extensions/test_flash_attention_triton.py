@@ -11,7 +11,7 @@ from test_flash_attention import dense, with_gradients
 from triton_interpreter import interpreting_process
 
 from extensions.flash_attention import flash_attention
-from utils import extended_attention_mask
+from utils import get_extended_attention_mask
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -63,7 +63,7 @@ def through_kernels(case: Case, device: str = "cpu") -> list:
     leaves = [x.requires_grad_() for x in leaves]
     mask, lengths = None, case.lengths_tensor()
     if case.hide:
-        mask = extended_attention_mask((~case.hidden()).long(), torch.float32).to(device)
+        mask = get_extended_attention_mask((~case.hidden()).long(), torch.float32).to(device)
     torch.manual_seed(11)
     out = flash_attention(
         *leaves, mask, case.dropout, block=case.block, kernel="triton", lengths=lengths

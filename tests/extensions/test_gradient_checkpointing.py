@@ -7,11 +7,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from config import GPT2Config
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import generate
 from extensions.gradient_checkpointing import GradientCheckpointing
-from models.generation import generate
 from models.gpt2 import GPT2Model
-from training import apply_extensions
-from utils import InputError
 
 LAYERS = 6
 

@@ -12,8 +12,10 @@ from course_files import write_model
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from checkpoint import load_tree, save_tree
 from classifier import GPT2SentimentClassifier, loss_fn
+from engine.checkpoint import load_tree, save_tree
+from engine.errors import InputError
+from engine.extension import apply_extensions
 from engine.fast.adamw import FusedAdamW
 from extensions.gradient_checkpointing import GradientCheckpointing
 from extensions.kfac import Kfac, KfacExtension, damped_inverse
@@ -21,8 +23,6 @@ from extensions.lora import LoRA
 from extensions.prefix import Prefix
 from extensions.rdrop import RDrop
 from extensions.smart import Smart
-from training import apply_extensions
-from utils import InputError
 
 PLAIN = {"graft": False, "momentum": 0.0, "every": 1, "collect": 1}
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from matrix_runs import model_with_head
 
+from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
 from extensions.llrd import LayerwiseDecay, depth
-from utils import InputError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 from course_files import call_main, work_in, write_course, write_model
 from tiny_run import run_path
 
-from flags import load_extensions
-from utils import InputError
+from engine.errors import InputError
+from engine.extension import load_extensions
 
 TASKS = {
     "classifier": ["--dataset", "sst", "--fine-tune-mode", "full-model"],
@@ -61,7 +61,7 @@ def test_tensorboard_reads_the_figures_of_each_epoch(task, place, monkeypatch):
 
 def test_a_resumed_run_goes_on_in_the_same_curves(place, monkeypatch):
     pytest.importorskip("tensorboard")
-    from checkpoint import RunFolder
+    from engine.checkpoint import RunFolder
 
     saved, interrupted = [], RunFolder.save_last
 

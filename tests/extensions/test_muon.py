@@ -7,10 +7,10 @@ import torch
 from matrix_runs import model_with_head, step
 from torch import nn
 
+from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
 from extensions.muon import Muon, MuonExtension, newton_schulz
 from models.gpt2 import GPT2Model
-from utils import InputError
 
 
 @pytest.fixture(autouse=True)

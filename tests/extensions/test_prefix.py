@@ -7,12 +7,12 @@ from peft import PrefixTuningConfig, get_peft_model
 from torch import nn
 from transformers import DynamicCache, GPT2LMHeadModel
 
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import generate
 from extensions.prefix import Prefix
-from models.generation import generate
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
-from training import apply_extensions
-from utils import InputError
 
 N, TOKENS = 5, torch.arange(14).view(2, 7) + 3
 

@@ -9,7 +9,11 @@ from course_files import write_model
 from torch import nn
 from torch.nn import functional as F
 
-from checkpoint import load_trainable_state, trainable_state
+from engine.checkpoint import load_trainable_state, trainable_state
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import generate
+from engine.training import FitOptions, make_optimizer
 from extensions.lora import LoRA, adapters, merge
 from extensions.qat import (
     QAT,
@@ -23,10 +27,7 @@ from extensions.qat import (
     quantised,
     weight_scale,
 )
-from models.generation import generate
 from models.gpt2 import GPT2Model
-from training import FitOptions, apply_extensions, make_optimizer
-from utils import InputError
 
 TOKENS = torch.arange(18).view(3, 6) + 2
 

@@ -7,9 +7,9 @@ import torch
 from tiny_run import Averager, examples, run, weights
 from torch.nn import functional as F
 
-from batches import collate
+from engine.batches import collate
+from engine.errors import InputError
 from extensions.rdrop import RDrop, symmetric_divergence
-from utils import InputError
 
 
 def test_the_divergence_is_torch_s_in_both_directions():
@@ -52,7 +52,7 @@ def test_padding_has_no_part_in_it():
 
 
 def test_without_dropout_a_run_is_the_plain_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("checkpoint.RunFolder.draw_curves", lambda *_: None)
+    monkeypatch.setattr("engine.checkpoint.RunFolder.draw_curves", lambda *_: None)
     ends = []
     for extensions in ([], [RDrop(alpha=5.0)]):
         model = Averager(dropout=0.0)
@@ -63,7 +63,7 @@ def test_without_dropout_a_run_is_the_plain_one(tmp_path, monkeypatch):
 
 
 def test_it_brings_two_passes_closer_together(tmp_path, monkeypatch):
-    monkeypatch.setattr("checkpoint.RunFolder.draw_curves", lambda *_: None)
+    monkeypatch.setattr("engine.checkpoint.RunFolder.draw_curves", lambda *_: None)
     apart = {}
     for alpha in (0.0, 20.0):
         model, dataset = Averager(dropout=0.5), examples(60)

@@ -8,14 +8,14 @@ import torch
 from course_files import write_model
 from torch import nn
 
-from checkpoint import load_trainable_state, trainable_state
+from engine.checkpoint import load_trainable_state, trainable_state
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import CachedDecoder, generate
 from extensions.reft import Edit, Positions, ReFT, ends, orthonormal_rows
-from models.generation import CachedDecoder, generate
 from models.gpt2 import GPT2Model
 from optimizer import AdamW
 from sonnet_generation import SonnetGPT
-from training import apply_extensions
-from utils import InputError
 
 TOKENS = torch.arange(20).view(2, 10) + 2
 

@@ -8,13 +8,14 @@ from course_files import write_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from engine.errors import InputError
+from engine.extension import apply_extensions
+from engine.generation import generate
 from extensions.prefix import Prefix
 from extensions.sliding_window import SlidingWindow, windowed_attention
-from models.generation import generate
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
-from training import apply_extensions
-from utils import InputError, extended_attention_mask
+from utils import get_extended_attention_mask
 
 SHAPES = [(1, 4, 0), (7, 3, 0), (12, 4, 2), (13, 5, 1), (9, 20, 3), (16, 1, 0), (10, 2, 12)]
 
@@ -44,7 +45,7 @@ def test_it_is_dense_attention_with_an_explicit_mask(t, window, sinks, side):
     if side != "none" and t > 3:
         real[0, -2:] = False
         real = real.flip(1) if side == "left" else real
-        mask = extended_attention_mask(real.long(), query.dtype)
+        mask = get_extended_attention_mask(real.long(), query.dtype)
     results = []
     for attend in (windowed_attention, None):
         if attend:

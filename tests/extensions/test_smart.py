@@ -9,8 +9,8 @@ from course_files import write_model
 from torch.nn import functional as F
 
 from classifier import GPT2SentimentClassifier
+from engine.errors import InputError
 from extensions.smart import Smart, added, divergence, dropout_off
-from utils import InputError
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import torch
 from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
-from checkpoint import load_tree, save_tree
+from engine.checkpoint import load_tree, save_tree
+from engine.errors import InputError
+from engine.extension import apply_extensions
 from engine.fast.adamw import FusedAdamW
 from extensions.lora import LoRA
 from extensions.soap import Soap, SoapExtension, eigenvalues, eigenvectors, power_iteration
 from models.gpt2 import GPT2Model
-from training import apply_extensions
-from utils import InputError
 
 
 @pytest.fixture

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 from transformers import GPT2Config as TheirConfig
 
 from config import GPT2Config
+from engine.errors import InputError
+from engine.files import ROOT
 from models.base_gpt import read_config
 from models.gpt2 import GPT2Model
-from utils import ROOT, InputError
 
 TINY = GPT2Config(
     vocab_size=61,
@@ -340,7 +341,7 @@ def test_a_folder_without_weights_or_config_says_so(folder):
 
 def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("utils._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
     start = time.monotonic()
     with pytest.raises(InputError) as caught:
         GPT2Model.from_pretrained("gpt2")
@@ -357,7 +358,7 @@ def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch)
 )
 def test_a_mistyped_size_is_answered_by_the_one_that_was_meant(word, meant, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("utils._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
     with pytest.raises(InputError, match=rf"^{word}: did you mean {meant}\b"):
         load(word)
 

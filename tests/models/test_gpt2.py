@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel
 from transformers import GPT2Model as TheirModel
 
 from config import GPT2Config
+from engine.errors import InputError
 from models.base_gpt import GPTPreTrainedModel, to_huggingface_names
 from models.gpt2 import (
     IGNORED_LABEL,
@@ -22,7 +23,6 @@ from models.gpt2 import (
 )
 from modules.attention import CausalSelfAttention
 from modules.gpt2_layer import GPT2Layer
-from utils import InputError
 
 TINY = GPT2Config(
     vocab_size=61,

@@ -13,7 +13,7 @@ from modules.attention import (
     causal_attention,
     fused_causal_attention,
 )
-from utils import extended_attention_mask
+from utils import get_extended_attention_mask
 
 PATHS = [causal_attention, fused_causal_attention, blockwise_causal_attention]
 SHAPES = [(1, 1), (6, 6), (1, 6), (3, 7)]  # t queries, s keys; t < s in cached decoding
@@ -119,7 +119,7 @@ def test_a_token_never_influences_earlier_outputs(attend, padding, j):
     x = heads(2, 8, 8).float()
     real = torch.ones(2, 8, dtype=torch.bool)
     real[0, {"none": [], "right": [6, 7], "left": [0, 1]}[padding]] = False
-    mask = None if padding == "none" else extended_attention_mask(real, torch.float32)
+    mask = None if padding == "none" else get_extended_attention_mask(real, torch.float32)
     changed = x.clone()
     changed[:, j] += 3
     before, after = module(x, mask), module(changed, mask)

@@ -11,7 +11,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from config import GPT2Config
 from modules.gpt2_layer import GPT2Layer
-from utils import extended_attention_mask
+from utils import get_extended_attention_mask
 
 TINY = GPT2Config(
     hidden_size=32,
@@ -92,7 +92,7 @@ def test_a_layer_equals_the_block_of_transformers(change, padding):
     ours, x = strong_layer(config), hidden()
     real = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
     real = {"none": torch.ones_like(real), "right": real, "left": real.flip(1)}[padding]
-    mask = None if padding == "none" else extended_attention_mask(real, torch.float32)
+    mask = None if padding == "none" else get_extended_attention_mask(real, torch.float32)
     expected = run_theirs(their_block(ours, config), x, mask)
     found = ours(x, mask)
     torch.testing.assert_close(found[real == 1], expected[real == 1], rtol=1e-4, atol=1e-4)

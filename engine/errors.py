@@ -1,0 +1,120 @@
+"""How programs end: errors for people in one line, Ctrl-C, flags, packages that are missing."""
+
+import argparse
+import difflib
+import functools
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+
+NOT_BEGUN = "interrupted: nothing was begun"
+PATIENCE = 10  # seconds in which torchrun's first process should have failed like another one
+
+
+class InputError(Exception):
+    """Something outside the program is wrong: a file, a flag, a machine.
+
+    The message is for the person at the keyboard, on one line: which file and line, what was
+    found, what was expected, what to do. Programs print it and exit with code 2 (`command`).
+    """
+
+
+def some(names: list[str], shown: int = 5) -> str:
+    """The first of many names, and how many more there are, for a message."""
+    more = f", … {len(names) - shown} more" if len(names) > shown else ""
+    return (", ".join(names[:shown]) or "none") + more
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known words that look like a mistyped one, as the beginning of a message; or nothing."""
+    known = list(known)
+    close = [] if word in known else difflib.get_close_matches(word.lower(), known)
+    return f"did you mean {' or '.join(close)}? " if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A program's flags; a wrong one is an InputError, and so one line."""
+
+    def __init__(self, **options):
+        package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
+        if package:  # python -m package
+            options.setdefault("prog", f"python -m {package}")
+        super().__init__(**options)
+
+    def error(self, message: str):
+        raise InputError(f"{message}: see --help")
+
+
+def command(main):
+    """Decorate a program's `main`: people's errors become one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # notebooks' have not
+                stream.reconfigure(errors="replace")  # what a terminal cannot show ends no run
+        if _interrupt.came:
+            leave(NOT_BEGUN, 130)
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            message = str(error)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded
+                raise
+            message = "out of memory: give a smaller --batch_size or --model_size"
+        except KeyboardInterrupt:
+            leave("interrupted: what was saved is whole; a run goes on by --resume", 130)
+        leave(f"error: {message}", 2)
+
+    return run
+
+
+def leave(message: str, code: int):
+    """Exit with a line on stderr; of processes that leave alike, only torchrun's first prints it.
+
+    The others wait: if the first one leaves, too, torchrun ends them. If it does not, the error
+    was theirs alone.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+        time.sleep(PATIENCE)
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _interrupt(number, frame) -> None:
+    """Ctrl-C as ever, and noted: packages in C may fail by it in other words, or swallow it."""
+    _interrupt.came = True
+    signal.default_int_handler(number, frame)
+
+
+def _end_imports(kind, error, trace) -> None:
+    """An error that nobody caught: of a Ctrl-C while a program imports, one line."""
+    if hasattr(sys, "ps1") or not (_interrupt.came or issubclass(kind, KeyboardInterrupt)):
+        sys.__excepthook__(kind, error, trace)  # ps1: somebody types into Python itself
+    else:
+        leave(NOT_BEGUN, 130)
+
+
+_interrupt.came = False
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if threading.current_thread() is threading.main_thread():  # others may not
+        signal.signal(signal.SIGINT, _interrupt)
+    sys.excepthook = _end_imports
+
+
+def optional(module: str, who: str):
+    """Import a module of a package that requirements.txt leaves out; `who` needs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:  # of the package, or of one that it needs itself
+        package = (error.name or module).partition(".")[0]
+        raise InputError(f"{who} needs {package}: pip install {package}") from error

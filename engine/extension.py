@@ -1,0 +1,177 @@
+"""The seam through which a technique changes a run, by name: `--extension lora:rank=16,alpha=32`.
+
+The core never imports `extensions/`: a technique is loaded when a run names it.
+"""
+
+import ast
+import contextlib
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+
+from engine.checkpoint import RunFolder
+from engine.errors import InputError, did_you_mean
+from engine.files import ROOT
+
+
+class Extension:
+    """A change to a run. Each hook is neutral by default; override the ones that it is about.
+
+    An extension is a dataclass in `extensions/<name>.py`; its fields are its options. Randomness is
+    drawn from torch, whose state a checkpoint keeps.
+    """
+
+    freezes_backbone = False
+
+    def prepare_model(self, model) -> None:
+        """Change the model, after the weights are in."""
+
+    def make_optimizer(self, model, lr: float, weight_decay: float):
+        """An optimizer in AdamW's place, or None; at most one extension of a run brings one."""
+        return None
+
+    def penalty(self, model, batch: dict, logits):
+        """A number that is added to the task's mean loss over this batch."""
+        return 0.0
+
+    def after_step(self, model) -> None:
+        """Called right after the weights moved."""
+
+    def evaluated(self, model):
+        """A context in which the model has the weights to be judged, and kept if they are best."""
+        return contextlib.nullcontext()
+
+    def after_epoch(self, record: dict, folder: RunFolder) -> None:
+        """Called on the main worker with an epoch's figures and the run's folder."""
+
+
+def apply_extensions(model, extensions: Iterable[Extension]) -> None:
+    """Freeze the backbone, once, if any extension wants that; then let each change the model.
+
+    Those that freeze it come first: the others find the parameters that they brought.
+    """
+    extensions = sorted(extensions, key=lambda extension: not extension.freezes_backbone)
+    if any(extension.freezes_backbone for extension in extensions):
+        model.gpt.requires_grad_(False)
+    for extension in extensions:
+        extension.prepare_model(model)
+
+
+def load_extensions(flags: Iterable[str]) -> list[Extension]:
+    """`["lora:rank=16,alpha=32", "soap"]` -> the extensions with these options, by name."""
+    return [_load_extension(flag) for flag in flags]
+
+
+def _load_extension(flag: str) -> Extension:
+    name, _, options = flag.partition(":")
+    files = extension_files()
+    if name not in files:
+        raise _no_technique(name)
+    try:
+        module = importlib.import_module(f"extensions.{name}")
+    except ModuleNotFoundError as error:
+        raise InputError(f"--extension {name}: {error}: install the package that has it") from error
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, Extension)
+        and is_dataclass(value)
+        and value.__module__ == module.__name__
+    ]
+    if not classes:
+        raise _no_technique(name)
+    if len(classes) > 1:
+        names = ", ".join(cls.__name__ for cls in classes)
+        raise InputError(f"--extension {name}: {files[name]}: {names}: expected one technique")
+    return classes[0](**parse_options(f"--extension {name}", options, classes[0]))
+
+
+def extension_files() -> dict[str, Path]:
+    """The modules of extensions/, of this folder and of others on the import path, by name."""
+    try:
+        package = importlib.import_module("extensions")
+    except ModuleNotFoundError:
+        return {}
+    found = pkgutil.iter_modules(getattr(package, "__path__", []))
+    return {m.name: Path(m.module_finder.path, f"{m.name}.py") for m in found if not m.ispkg}
+
+
+def techniques() -> list[str]:
+    """The names that --extension takes: of modules with a dataclass that derives from `Extension`.
+
+    Modules are read, not imported: that is quick, and what one of them needs may be missing.
+    """
+    files = extension_files()
+    return sorted(name for name in files if any(_derived_classes(name, files).values()))
+
+
+def _derived_classes(name: str, files: dict[str, Path]) -> dict[str, bool]:
+    """A module's classes that derive from `Extension`, and whether each is a dataclass."""
+    found: dict[str, bool] = {}
+    imported: dict[str, tuple[str, str]] = {}
+
+    def derives(base: str) -> bool:
+        module, original = imported.get(base, ("", ""))
+        if base in found or (module, original) == ("engine.extension", "Extension"):
+            return True
+        others = {f"extensions.{other}": other for other in files if other != name}
+        return module in others and original in _derived_classes(others[module], files)
+
+    try:
+        tree = ast.parse(files[name].read_bytes())
+    except SyntaxError:  # unfinished: it cannot be loaded either
+        return found
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            imported |= {a.asname or a.name: (node.module or "", a.name) for a in node.names}
+        elif isinstance(node, ast.ClassDef) and any(derives(ast.unparse(b)) for b in node.bases):
+            found[node.name] = any("dataclass" in ast.unparse(d) for d in node.decorator_list)
+    return found
+
+
+def _no_technique(name: str) -> InputError:
+    """What is said of a name that no technique has: which there are, the closest first."""
+    if name.isidentifier() and (ROOT / "programs" / name / "__main__.py").exists():
+        return InputError(
+            f"--extension {name}: a program, not a change to a run: "
+            f"python -m programs.{name} --help tells its flags"
+        )
+    known = techniques()
+    shown = name if name and name.isprintable() else repr(name)
+    meant = did_you_mean(name, known)
+    nearest_first = difflib.get_close_matches(name.lower(), known, n=len(known) + 1, cutoff=0)
+    listed = ", ".join(nearest_first) or "none"
+    return InputError(f"--extension {shown}: no such technique; {meant}there are {listed}")
+
+
+def parse_options(where: str, text: str, options_class) -> dict:
+    """`"rank=16,alpha=32"` -> the values of a dataclass's fields, in their types.
+
+    where: the flag and the name before the colon, for errors.
+    """
+    types = {f.name: f.type for f in fields(options_class)}
+    listed = ", ".join(
+        f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(options_class)
+    )
+    options = {}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if key not in types or not equals:
+            raise InputError(f"{where}: option {part!r}, expected some of: {listed}")
+        kind = types[key] if isinstance(types[key], str) else types[key].__name__
+        try:
+            convert = {"int": int, "float": float, "bool": _parse_bool}.get(kind, str)
+            options[key] = convert(value)
+        except ValueError as error:
+            raise InputError(f"{where}: {key}={value}, expected {kind}") from error
+    return options
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"

@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, whatever happens meanwhile."""
+
+import contextlib
+import glob
+import os
+import tempfile
+from pathlib import Path
+
+from engine.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent  # of the project
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Give a temporary path beside `path`; it becomes `path`, whole, when the block ends well.
+
+    It is fsynced and renamed; on any error it is removed and the old file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(descriptor)
+    try:
+        yield Path(name)
+        sync(name)
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+        sync(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "w"):
+    """Open a file (UTF-8 unless mode is "wb") that appears under its name whole or not at all."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
+        yield file
+
+
+def sync(path) -> None:
+    """Wait until a file's bytes, or a folder's renames, would survive a power cut.
+
+    A file is opened for writing, as Windows asks. Folders cannot be opened there, nor synced on
+    some network drives: for them this is an attempt.
+    """
+    is_folder = os.path.isdir(path)
+    with contextlib.suppress(OSError) if is_folder else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder, name: str | None = None) -> None:
+    """Delete the temporary files that a killed run left in a folder, those of one file or all."""
+    for leftover in Path(folder).glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def check_writable(path) -> None:
+    """Fail now, not after hours of training, if `path` cannot be written.
+
+    What a killed run left half-written beside it goes.
+    """
+    folder = Path(path).parent
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder, expected the path of a file: choose another one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            remove_leftovers(folder, Path(path).name)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}): choose another output path or mend "
+            f"the folder's permissions"
+        ) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

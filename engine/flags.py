@@ -1,0 +1,171 @@
+"""The flags that all tasks share."""
+
+import argparse
+import math
+from dataclasses import fields
+from pathlib import Path
+
+from engine.batches import TokenDataset, make_loader
+from engine.errors import InputError
+from engine.fast.compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
+from engine.parallel import Worker, has_bf16_units
+from engine.training import FitOptions
+
+JUDGED = 64  # dev or test rows that a GPU reads at once
+
+
+def add_fit_arguments(parser) -> None:
+    """The optional flags that all tasks share."""
+    group = parser.add_argument_group("training, all optional")
+    group.add_argument("--resume", action="store_true", help="go on with the run of these flags")
+    group.add_argument(
+        "--checkpoint", metavar="FILE", help="a best.safetensors: predict, train not"
+    )
+    group.add_argument(
+        "--limit",
+        type=int,
+        help="use the first N rows of each file, for a quick look; outputs get names of their own",
+    )
+    group.add_argument("--weight_decay", type=float, default=0.0)
+    group.add_argument("--warmup", type=float, default=0.0, help="share of steps, for example 0.1")
+    group.add_argument("--schedule", choices=("constant", "linear", "cosine"), default="constant")
+    group.add_argument("--clip", type=float, default=0.0, help="largest gradient norm; 0: none")
+    group.add_argument("--accumulate", type=int, default=1, help="batches to one optimizer step")
+    group.add_argument(
+        "--bf16",
+        action="store_true",
+        help="bfloat16 autocast, on GPUs and on CPUs with units for it",
+    )
+    group.add_argument(
+        "--tf32", action="store_true", help="float32 matrix products in TF32 in training, on GPUs"
+    )
+    group.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        choices=MODES,
+        metavar="MODE",
+        help=f"torch.compile in training; mode {CUDA_GRAPHS}: by CUDA graphs, for small batches",
+    )
+    group.add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="a technique from extensions/, may be given several times",
+    )
+    group.add_argument(
+        "--runs_dir", default="runs", help="checkpoints and logs go below this folder"
+    )
+    group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
+
+
+class _DataDir(argparse.Action):
+    """`--data_dir DIR`: defaults below data/ are looked for in DIR; paths given by flag stay."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        for action in parser._actions:
+            default = str(action.default)
+            if default.startswith("data/") and getattr(namespace, action.dest) == default:
+                setattr(namespace, action.dest, str(Path(value) / default.removeprefix("data/")))
+        setattr(namespace, self.dest, value)
+
+
+def add_max_length(parser) -> None:
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="N",
+        help="longer texts are cut to N tokens; default: the model's positions",
+    )
+
+
+def length_limit(args, model) -> int:
+    """How many tokens a text may have: --max_length, by default as many as there are positions."""
+    positions = model.gpt.config.max_position_embeddings
+    check_range(args, "max_length", 1, positions)
+    return args.max_length or positions
+
+
+def take_over(args, trained_with) -> None:
+    """Into args, the flags of a checkpoint on which its predictions depend.
+
+    --max_length may be given anew.
+    """
+    for name in ("model_size", "fine_tune_mode"):
+        if hasattr(trained_with, name):
+            setattr(args, name, getattr(trained_with, name))
+    args.max_length = args.max_length or getattr(trained_with, "max_length", None)
+
+
+def add_data_dir(parser) -> None:
+    parser.add_argument(
+        "--data_dir",
+        default="data",
+        action=_DataDir,
+        help="where the data files are, by their names",
+    )
+
+
+def limited_path(path, limit: int | None) -> str:
+    """Where a run puts what a whole run puts at `path`: with --limit, beside it."""
+    path = Path(path)
+    return str(path.with_name(f"{path.stem}.limit-{limit}{path.suffix}") if limit else path)
+
+
+def mark_limited_outputs(args, parser) -> None:
+    """Give the outputs of a --limit run names of their own; those given by flag stay."""
+    for name, value in vars(args).items():
+        if name.endswith("_out") and value and value == parser.get_default(name):
+            setattr(args, name, limited_path(value, args.limit))
+
+
+def check_range(args, name: str, low: float, high: float = math.inf) -> None:
+    """Refuse a flag outside low <= value <= high; a flag that was not given is fine."""
+    value = getattr(args, name)
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
+        expected = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise InputError(f"--{name} {value}: expected {expected}")
+
+
+def check_fit_flags(args) -> None:
+    """Refuse what makes no sense, before anything is loaded."""
+    for name in ("epochs", "accumulate", "batch_size", "limit"):
+        check_range(args, name, 1)
+    for name in ("lr", "weight_decay", "clip", "save_minutes"):
+        check_range(args, name, 0)
+    check_range(args, "warmup", 0, 1)
+    check_range(args, "seed", 0, 2**32 - 1)
+    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
+        raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
+    if args.tf32 and not args.use_gpu:
+        raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
+    check_compile(args)
+
+
+def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
+    """FitOptions from parsed flags."""
+    taken = {f.name: getattr(args, f.name) for f in fields(FitOptions) if hasattr(args, f.name)}
+    return FitOptions(**taken | {"metric": metric, "maximise": maximise})
+
+
+def split_loader(
+    args, dataset: TokenDataset, split: str, worker: Worker, batch_size: int, judged: int = JUDGED
+):
+    """The loader of a task's train, dev or test rows: only train is shuffled, and shared out.
+
+    judged: dev or test rows that a GPU reads at once, if batch_size are not more.
+    """
+    if split != "train":
+        if worker.device.type == "cuda":
+            batch_size = max(batch_size, judged)
+        return make_loader(dataset, batch_size, seed=args.seed)
+    return make_loader(
+        dataset,
+        batch_size,
+        seed=args.seed,
+        shuffle=True,
+        rank=worker.rank,
+        workers=worker.count,
+        multiple=padding_multiple(args.compile),
+    )

@@ -1,0 +1,240 @@
+"""Text from a GPT-2, token by token: cached, batched, greedy or sampled.
+
+Prompts of different lengths stand in one right-padded batch, and every row goes on at its own
+position: new keys and values overwrite the row's padding, and a key is visible to a query exactly
+when its position is not later. So each row gets what it would get alone.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from engine.errors import InputError
+from engine.fast.cuda_graph import recorded
+from engine.fast.last_token import states_at
+from models.gpt2 import is_right_padded
+
+ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
+
+
+class LayerCache:
+    """Keys and values of one layer at every position so far, (b, h, capacity, k) each."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.key = self.value = None
+        self.positions = None  # (b, t): where the next keys and values belong
+        self.length = 0  # positions in use in the longest row
+
+    def extend(self, key, value):
+        """Store (b, h, t, k) at `self.positions`; returns all in use, twice (b, h, length, k)."""
+        b, h, _, k = key.shape
+        if self.key is None:
+            self.key = key.new_zeros(b, h, self.capacity, k)
+            self.value = value.new_zeros(b, h, self.capacity, k)
+        index = self.positions[:, None, :, None].expand_as(key)
+        self.key.scatter_(2, index, key)
+        self.value.scatter_(2, index, value)
+        return self.key[:, :, : self.length], self.value[:, :, : self.length]
+
+
+class CachedDecoder:
+    """A GPT-2 that reads each token once: earlier positions are remembered, not recomputed.
+
+    fixed: attend to the whole capacity from the second call on, what is not there yet hidden, so
+    that all calls have the same shapes.
+    """
+
+    def __init__(self, model, capacity: int, *, fixed: bool = False):
+        self.model, self.fixed = model, fixed
+        self.caches = [LayerCache(capacity) for _ in model.gpt_layers]
+        self.length = 0
+
+    def read(self, token_ids, positions):
+        """Read tokens (b, t) at positions (b, t); returns their hidden states (b, t, d).
+
+        The first call reads right-padded prompts from position 0, later calls one token a row.
+        """
+        first = self.length == 0
+        capacity = self.caches[0].capacity
+        self.length = min(self.length + token_ids.shape[1], capacity)
+        if self.fixed and not first:
+            self.length = capacity
+        hidden_states = self.model.embed(token_ids, positions)
+        mask = None if first else self._hide_later_keys(positions, hidden_states.dtype)
+        for layer, cache in zip(self.model.gpt_layers, self.caches, strict=True):
+            cache.positions, cache.length = positions, self.length
+            hidden_states = layer(hidden_states, mask, cache)
+        return self.model.final_layer_norm(hidden_states)
+
+    def logits(self, token_ids, positions):
+        """Read tokens (b, 1) at positions (b, 1); returns the logits (b, v) of the next ones."""
+        return self.model.hidden_state_to_token(self.read(token_ids, positions)[:, 0])
+
+    def _hide_later_keys(self, positions, dtype):
+        """(b, 1) -> (b, 1, 1, length), to be added to scores."""
+        later = torch.arange(self.length, device=positions.device) > positions[:, :, None]
+        mask = torch.zeros(later.shape, dtype=dtype, device=positions.device)
+        return mask.masked_fill(later, torch.finfo(dtype).min)[:, None]
+
+
+@torch.no_grad()
+def generate(
+    model,
+    input_ids,
+    attention_mask=None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    end_token: int | None = None,
+    stop=None,
+    use_cache: bool = True,
+    cuda_graph: bool = False,
+    generator: torch.Generator | None = None,
+) -> list[torch.Tensor]:
+    """Continue every prompt of a batch; returns one 1-D tensor a row: prompt and new tokens.
+
+    input_ids, attention_mask: (b, t), padding on the right. temperature 0 is greedy decoding;
+    top_k 0 and top_p 1 cut nothing off. A row ends with `end_token` (kept), when `stop(tokens)`
+    says so of its 1-D tensor of tokens, after `max_new_tokens`, or at the model's last position.
+    `generator` makes the draws repeatable; `use_cache=False` recomputes every prefix (the oracle);
+    `cuda_graph` reads each new token by replaying a recording, on a CUDA GPU.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    lengths = attention_mask.sum(dim=1)  # (b,)
+    if not is_right_padded(attention_mask) or not bool(lengths.all()):
+        raise ValueError("prompts must be padded on the right and hold a token or more each")
+    limit = model.config.max_position_embeddings
+    longest = int(lengths.max())
+    if longest >= limit:
+        raise InputError(f"a prompt of {longest} tokens leaves no room in {limit} positions")
+    capacity = min(longest + max_new_tokens, limit)
+
+    tokens = input_ids.new_zeros(len(input_ids), capacity)
+    tokens[:, :longest] = (input_ids * attention_mask)[:, :longest]
+    rows = torch.arange(len(tokens), device=tokens.device)
+    done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
+    decoder = CachedDecoder(model, capacity, fixed=cuda_graph)
+    step = _cached_steps(decoder) if use_cache else partial(_uncached_step, model)
+    was_training = model.training
+    model.eval()
+    try:
+        while not bool(done.all()):
+            logits = step(tokens, lengths)  # (b, v)
+            chosen = choose(logits, temperature, top_k=top_k, top_p=top_p, generator=generator)
+            place = lengths.clamp(max=capacity - 1)
+            tokens[rows, place] = torch.where(done, tokens[rows, place], chosen)
+            lengths = lengths + (~done).long()
+            done |= lengths - attention_mask.sum(dim=1) >= max_new_tokens
+            done |= lengths >= capacity
+            if end_token is not None:
+                done |= chosen == end_token
+            if stop is not None:
+                stopped = [bool(d) or stop(tokens[i, : lengths[i]]) for i, d in enumerate(done)]
+                done = torch.tensor(stopped, device=tokens.device)
+    finally:
+        model.train(was_training)
+    return [tokens[i, : lengths[i]] for i in range(len(tokens))]
+
+
+def _cached_steps(decoder: CachedDecoder) -> Callable:
+    """A function of tokens and lengths, for one call after the other: the next token's logits."""
+    read_next = None
+
+    def step(tokens, lengths):
+        nonlocal read_next
+        if decoder.length == 0:
+            t = int(lengths.max())
+            positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
+            hidden_states = decoder.read(tokens[:, :t], positions)
+            return decoder.model.hidden_state_to_token(states_at(hidden_states, lengths - 1))
+        last = (lengths - 1)[:, None]
+        inputs = tokens.gather(1, last), last
+        if read_next is None:
+            graph = decoder.fixed and tokens.is_cuda
+            read_next = recorded(decoder.logits, *inputs) if graph else decoder.logits
+        return read_next(*inputs)
+
+    return step
+
+
+def _uncached_step(model, tokens, lengths):
+    t = int(lengths.max())
+    mask = torch.arange(t, device=tokens.device) < lengths[:, None]
+    return model.hidden_state_to_token(model(tokens[:, :t], mask.long())["last_token"])
+
+
+def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):
+    """Pick one token a row from logits (b, v); returns (b,). Temperature 0 takes the likeliest."""
+    largest, likeliest = logits.max(dim=-1)
+    if not bool(largest.isfinite().all()):
+        raise InputError(
+            "a logit is not finite, so that no token can be drawn: the model's training diverged: "
+            "train with a smaller --lr or --clip 1"
+        )
+    if temperature == 0:
+        return likeliest
+    probabilities = keep_top_k(logits.float() / temperature, top_k).softmax(dim=-1)
+    return draw_from_nucleus(probabilities, top_p, generator)
+
+
+def draw_from_nucleus(probabilities, top_p: float, generator=None):
+    """A draw from `keep_top_p`'s nucleus of (b, v), renormalised, mostly without sorting; (b,).
+
+    A token is in the nucleus exactly when the tokens likelier than it sum to less than p. So draw
+    from everything, and again where that lands outside (rejection sampling); the rows of a nucleus
+    so small that this keeps failing have it cut out by sorting.
+    """
+    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    chosen = draw(running, generator)
+    if top_p >= 1:
+        return chosen
+    for attempt in range(ATTEMPTS):
+        likelier = probabilities > probabilities.gather(1, chosen[:, None])
+        outside = (probabilities * likelier).sum(dim=-1) >= top_p
+        if not bool(outside.any()):
+            break
+        if attempt == ATTEMPTS - 2:
+            nucleus = keep_top_p(probabilities.log(), top_p).softmax(dim=-1)
+            running = nucleus.cumsum(dim=-1, dtype=torch.float64)
+        chosen = torch.where(outside, draw(running, generator), chosen)
+    return chosen
+
+
+def draw(running, generator=None):
+    """One index a row from running sums of probabilities (b, v), float64; returns (b,).
+
+    The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
+    never drawn, and one random number a row is enough.
+    """
+    uniform = torch.rand(
+        len(running), 1, dtype=torch.float64, device=running.device, generator=generator
+    )
+    return torch.searchsorted(running, (1 - uniform) * running[:, -1:])[:, 0]
+
+
+def keep_top_k(logits, top_k: int):
+    """Set all but the k largest logits of each row (b, v) to −∞; 0 keeps everything."""
+    if top_k <= 0 or top_k >= logits.shape[-1]:
+        return logits
+    smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < smallest_kept, -torch.inf)
+
+
+def keep_top_p(logits, top_p: float):
+    """Nucleus sampling: keep the fewest tokens whose probabilities sum to at least p.
+
+    Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration", eq. 2–3. The likeliest
+    token always stays. logits: (b, v), the rest becomes −∞.
+    """
+    if top_p >= 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True)
+    probabilities = ordered.softmax(dim=-1)
+    dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
+    dropped[:, 0] = False
+    return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)

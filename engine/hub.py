@@ -1,0 +1,118 @@
+"""Where a model's files are: a bundled folder, the user's own, or HuggingFace's hub and cache."""
+
+import json
+import socket
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from config import SIZES
+from engine.errors import InputError, did_you_mean
+from engine.files import ROOT
+
+BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
+ORGANISATION = "openai-community/"  # the hub knows the published sizes with and without it
+WEIGHT_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_model.bin"))
+TOKENIZER_FILES = (
+    ("config.json", "tokenizer.json"),
+    ("config.json", "vocab.json", "merges.txt"),
+)
+
+
+def checkpoint_folder(model_size: str, choices=WEIGHT_FILES) -> Path:
+    """The folder with a model's files: a bundled one, the user's, or the hub's local cache.
+
+    A folder in the working directory takes precedence over the hub's model of the same name.
+
+    choices: tuples of file names, of which one must be found whole; from the hub, the cache is
+    asked first, so that a model that was used once works without network.
+    """
+    folder = Path(BUNDLED.get(model_size, model_size))
+    if folder.is_dir():
+        if model_size in SIZES and not (folder / "config.json").exists():
+            raise InputError(
+                f"{model_size}: the folder {folder.resolve()} hides the model of this name, and is "
+                f"no checkpoint (no config.json): rename it, or work in another folder"
+            )
+        return folder
+    if model_size in BUNDLED:
+        raise InputError(f"{model_size}: {folder} is missing: give one of {', '.join(SIZES)}")
+    if str(model_size).startswith((".", "/", "~")):
+        raise InputError(f"{model_size}: no such folder: give a HuggingFace folder or a size name")
+    return _hub_folder(str(model_size), choices)
+
+
+def _hub_folder(name: str, choices) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    places = [(alias, True) for alias in _hub_names(name)] + [(name, False)]
+    for alias, offline in places:
+        if not offline and not _hub_resolves():
+            break
+        for files in choices:
+            try:
+                paths = [hf_hub_download(alias, file, local_files_only=offline) for file in files]
+                return Path(paths[0]).parent
+            except EntryNotFoundError:
+                continue  # this repository has other files, or the cache not all of them
+            except (OSError, HfHubHTTPError, HFValidationError):
+                break
+    raise InputError(
+        f"{name}: {did_you_mean(name, [*BUNDLED, *SIZES])}neither a folder nor in the HuggingFace "
+        f"cache, and the hub cannot be reached or has no such GPT-2; --model_size gpt2-mini, which "
+        f"is bundled, works at once; else (1) connect to the internet once, (2) copy a HuggingFace "
+        f"cache here and set HF_HOME to it, or (3) give --model_size a folder that holds "
+        f"config.json, model.safetensors and the tokenizer files"
+    )
+
+
+def _hub_names(name: str) -> list[str]:
+    """The names under which the hub, and so its cache, may have a model; the given one first."""
+    bare = name.removeprefix(ORGANISATION)
+    return list(dict.fromkeys((name, bare, ORGANISATION + bare))) if bare in SIZES else [name]
+
+
+def _hub_resolves() -> bool:
+    """Whether the hub's name resolves (or a proxy would): if not, retrying takes half a minute."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def load_tokenizer(model_size: str = "gpt2"):
+    """The tokenizer that belongs to a size name, a hub name or a folder, padding on the right.
+
+    The padding token is the end-of-text token, as GPT-2 has none of its own: what is padding is
+    said by the attention mask, never by an id.
+    """
+    folder = checkpoint_folder(model_size, TOKENIZER_FILES)
+    if not any(all((folder / file).exists() for file in files) for files in TOKENIZER_FILES):
+        raise InputError(
+            f"{folder}: no tokenizer.json, nor vocab.json and merges.txt, beside config.json: "
+            f"copy the tokenizer files of the model into this folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(
+            f"{folder}: the tokenizer cannot be read ({reason}): copy its files again"
+        ) from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's config.json "
+            f"{vocab_size}: copy the files of one and the same model"
+        )
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer

@@ -1,0 +1,163 @@
+"""Data-parallel training: one process a GPU (or a CPU share), started by torchrun.
+
+Every worker holds the whole model and reads its share of each common batch; gradients are averaged
+by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only worker 0 writes files.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed as dist
+
+from engine.errors import InputError
+
+GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among its peers; by default the only one."""
+
+    device: torch.device
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """What prints a line, on the main worker alone."""
+        return print if self.is_main else lambda message: None
+
+
+def worker_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def start_worker(use_gpu: bool) -> Worker:
+    """Join the group that torchrun describes in the environment, or be alone; pick the device."""
+    count, local = worker_count(), int(os.environ.get("LOCAL_RANK", 0))
+    if use_gpu and torch.cuda.device_count() <= local:
+        raise InputError(
+            f"--use_gpu: {torch.cuda.device_count()} CUDA GPUs are visible, this process needs "
+            f"number {local}: leave --use_gpu out, or install a driver and a CUDA build of torch"
+        )
+    device = torch.device("cuda", local) if use_gpu else torch.device("cpu")
+    if use_gpu:
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    if count == 1:
+        return Worker(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if use_gpu else "gloo")
+    return Worker(device, rank=dist.get_rank(), count=count)
+
+
+@contextlib.contextmanager
+def joined_worker(use_gpu: bool) -> Iterator[Worker]:
+    """The worker of `start_worker`, which leaves the group at the end.
+
+    After an error it stays: the others would fail for want of it, before they said their own.
+    """
+    yield start_worker(use_gpu)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def wait_for_main(worker: Worker) -> None:
+    """Return when every worker has come here: what worker 0 did before is done."""
+    if worker.count > 1:
+        dist.barrier()
+
+
+def hardware(device: torch.device) -> str:
+    """A worker's machine in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores ({_cpu_name()}), {torch.get_num_threads()} threads"
+
+
+def has_bf16_units(device_type: str) -> bool:
+    """Whether bfloat16 pays there: on GPUs, and on CPUs that multiply matrices in it."""
+    if device_type != "cpu":
+        return True
+    units = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
+    return any(units.get(name) for name in ("amx_bf16", "avx512_bf16"))
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str):
+    """How float32 matrices are multiplied on GPUs: "highest", or "high", which takes TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = []
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def sum_over_workers(values: list[float], worker: Worker) -> list[float]:
+    """Add up each number over all workers, in float64."""
+    if worker.count == 1:
+        return values
+    total = torch.tensor(values, dtype=torch.float64, device=worker.device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def gather(value: torch.Tensor, worker: Worker) -> list[torch.Tensor]:
+    """The CPU tensor that each worker brings, of one shape, in the order of ranks."""
+    if worker.count == 1:
+        return [value]
+    gathered = [torch.empty_like(value, device=worker.device) for _ in range(worker.count)]
+    dist.all_gather(gathered, value.to(worker.device))
+    return [tensor.cpu() for tensor in gathered]
+
+
+def copy_from_main(tensors: Iterable[torch.Tensor], worker: Worker) -> None:
+    """Overwrite each worker's tensors with those of worker 0."""
+    if worker.count > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for its next tensors; glibc only.
+
+    Otherwise large tensors go back to the system when they are freed, and the next ones come page
+    by page, each page zeroed: a seventh of the time of a step of GPT-2 on a CPU.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for parameter, value in GLIBC_KEEPS.items():
+            libc.mallopt(parameter, value)
+
+
+def seed_everything(seed: int = 11711) -> None:
+    """Seed Python, NumPy and torch, and ask cuDNN for its deterministic kernels."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True

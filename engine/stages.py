@@ -1,0 +1,95 @@
+"""What the folder of a pre-trained model says of its making, stage after stage.
+
+training.json   the figures and flags of the last stage; under "before" those of the checkpoint that
+                it went on from, and so on
+metrics.jsonl   an evaluation a line, of all stages, with the tokens read since the first one
+curves.png      the same as a picture
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from engine.checkpoint import current_commit
+from engine.files import atomic_path, atomic_write
+from engine.hub import BUNDLED
+from engine.parallel import Worker, hardware
+
+FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
+
+
+def tokens_per_step(args, worker: Worker) -> int:
+    return args.batch_size * args.block * args.accumulate * worker.count
+
+
+def write_making(args, figures: dict, progress, worker: Worker) -> None:
+    """Write the three files into --out. progress: of `fit`, or None if nothing was trained.
+
+    figures: the model's, of the whole validation text.
+    """
+    out, facts = Path(args.out), dict(figures)
+    earlier, records = read_making(args.init)
+    if progress is not None:
+        facts |= _stage(args, progress, worker)
+        read = records[-1]["tokens"] if records else 0
+        each = args.eval_every * tokens_per_step(args, worker)
+        records += [r | {"tokens": read + (r["epoch"] + 1) * each} for r in progress.history]
+        with atomic_write(out / "metrics.jsonl") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        with atomic_path(out / "curves.png") as path:
+            draw(records, path)
+    with atomic_write(out / "training.json") as file:
+        json.dump(facts | ({"before": earlier} if earlier else {}), file, indent=2)
+        file.write("\n")
+
+
+def read_making(checkpoint: str | None) -> tuple[dict, list[dict]]:
+    """(facts, records) of a checkpoint that this project pre-trained; of any other ({}, [])."""
+    folder = Path(BUNDLED.get(checkpoint, checkpoint or ""))
+    facts, records = folder / "training.json", folder / "metrics.jsonl"
+    if checkpoint is None or not facts.is_file() or not records.is_file():
+        return {}, []
+    lines = records.read_text(encoding="utf-8").splitlines()
+    return json.loads(facts.read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+
+
+def _stage(args, progress, worker: Worker) -> dict:
+    """How a stage was trained; its weights are those of its best epoch."""
+    steps = (progress.best_epoch + 1) * args.eval_every
+    flags = {key: value for key, value in vars(args).items() if key not in FACTS_ONLY_HERE}
+    for name in ("text", "valid"):
+        flags[name] = [Path(file).name for file in flags[name]]
+    return {
+        "steps": steps,
+        "tokens": steps * tokens_per_step(args, worker),
+        "seconds": round(sum(record["seconds"] for record in progress.history)),
+        "hardware": hardware(worker.device),
+        "workers": worker.count,
+        "torch": torch.__version__,
+        "commit": current_commit(),
+        "flags": flags,
+    }
+
+
+def draw(records: list[dict], path) -> None:
+    """Bits a byte of validation text, and training loss, by tokens read."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    millions = [record["tokens"] / 1e6 for record in records]
+    figure, left = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    left.plot(millions, [r["train_loss"] for r in records], "o-", color="tab:blue", markersize=3)
+    left.set(xlabel="million tokens read", ylabel="training loss (nats a token)")
+    left.yaxis.label.set_color("tab:blue")
+    right = left.twinx()
+    right.plot(millions, [r["bits_per_byte"] for r in records], "s-", color="tab:orange", ms=3)
+    right.set_ylabel("validation (bits a byte of text)")
+    right.yaxis.label.set_color("tab:orange")
+    for end, record in zip(millions, records[1:], strict=False):
+        if record["epoch"] == 0:  # of the next stage
+            left.axvline(end, color="gray", linestyle=":")
+    figure.savefig(path, dpi=150, format="png")
+    pyplot.close(figure)

@@ -1,0 +1,251 @@
+"""Strategies of decoding.py: dataclasses of options, each called with prompts to go on from.
+
+The formulas and papers stand there, by name. A strategy's draws are those of the job's generator
+alone, and each prompt is continued as it would be without the others, but for these draws.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.errors import InputError
+from engine.extension import parse_options
+from engine.generation import choose
+from engine.records import Record
+from evaluation import verses
+from programs.decoding import sonnet_form, sonnet_writer
+from programs.decoding.search import (
+    Rows,
+    beam_search,
+    contrastive_search,
+    keep_min_p,
+    keep_typical,
+    repeat_less,
+    sample,
+)
+
+ABOVE_ZERO = 1e-9
+
+
+@dataclass
+class Job:
+    """Prompts to be continued: (b, t), right-padded, and what strategies need to know."""
+
+    model: nn.Module  # a GPT-2 `gpt`, and its `tokenizer`
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    most: int  # new tokens
+    generator: torch.Generator | None = None
+    known: tuple[Record, ...] = ()  # sonnets whose last words may end lines
+
+    @property
+    def end(self) -> int:
+        return self.model.tokenizer.eos_token_id
+
+    def rows(self, most: int | None = None) -> Rows:
+        return Rows(self.model.gpt, self.input_ids, self.attention_mask, most or self.most)
+
+
+class Strategy:
+    """A dataclass, whose fields are the options; called with a job, it gives a text a prompt."""
+
+    name: str
+
+    def __call__(self, job: Job) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def check(self, **ranges) -> None:
+        """Refuse options outside low <= value <= high."""
+        for option, (low, high) in ranges.items():
+            value = getattr(self, option)
+            if not (low <= value <= high and math.isfinite(value)):
+                expected = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+                raise InputError(f"--strategy {self.name}: {option}={value}, expected {expected}")
+
+
+class Drawn(Strategy):
+    """Tokens are drawn from what `cut(logits, draw)` keeps, after temperature and repetition."""
+
+    def __post_init__(self):
+        self.check(temperature=(0, math.inf), repetition=(ABOVE_ZERO, math.inf))
+
+    def draw(self, logits, generator):
+        """(b, v) -> (b,); a strategy may overwrite it, or only `cut`."""
+        return choose(self.cut(logits), 1.0, generator=generator)
+
+    def cut(self, logits):
+        return logits
+
+    def pick(self, generator):
+        """The function that `sample` asks for the next tokens."""
+
+        def pick(logits, rows):
+            if self.repetition != 1:
+                logits = repeat_less(logits, rows.seen(logits.shape[-1]), self.repetition)
+            if self.temperature == 0:
+                return logits.argmax(dim=-1)
+            return self.draw(logits / self.temperature, generator)
+
+        return pick
+
+    def __call__(self, job):
+        return sample(job.rows(), self.pick(job.generator), job.end).texts()
+
+
+@dataclass
+class Sample(Drawn):
+    name = "sample"
+    temperature: float = 1.2
+    top_p: float = 0.9
+    top_k: int = 0
+    repetition: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(top_p=(0, 1), top_k=(0, math.inf))
+
+    def draw(self, logits, generator):
+        return choose(logits, 1.0, top_k=self.top_k, top_p=self.top_p, generator=generator)
+
+
+@dataclass
+class MinP(Drawn):
+    name = "min_p"
+    p: float = 0.1
+    temperature: float = 1.5
+    repetition: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(p=(0, 1))
+
+    def cut(self, logits):
+        return keep_min_p(logits, self.p)
+
+
+@dataclass
+class Typical(Drawn):
+    name = "typical"
+    mass: float = 0.9
+    temperature: float = 1.0
+    repetition: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(mass=(ABOVE_ZERO, 1))
+
+    def cut(self, logits):
+        return keep_typical(logits, self.mass)
+
+
+@dataclass
+class BestOf(Sample):
+    """p(y) is the model's own, whatever the draws are from."""
+
+    name = "best_of"
+    n: int = 8
+    length_penalty: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(n=(1, math.inf), length_penalty=(-math.inf, math.inf))
+
+    def __call__(self, job):
+        rows = sample(job.rows().repeated(self.n), self.pick(job.generator), job.end)
+        added = rows.lengths - rows.prompts
+        scores = (rows.likelihood / added**self.length_penalty).view(-1, self.n)
+        best = torch.arange(len(scores), device=scores.device) * self.n + scores.argmax(dim=1)
+        return rows.select(best).texts()
+
+
+@dataclass
+class Beam(Strategy):
+    name = "beam"
+    beams: int = 4
+    length_penalty: float = 1.0
+
+    def __post_init__(self):
+        self.check(beams=(1, math.inf), length_penalty=(-math.inf, math.inf))
+
+    def __call__(self, job):
+        found = beam_search(job.rows(), end=job.end, **vars(self))
+        return [hypotheses[0].tokens for hypotheses in found]
+
+
+@dataclass
+class DiverseBeam(Beam):
+    name = "diverse_beam"
+    groups: int = 2
+    diversity: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check(groups=(1, self.beams), diversity=(0, math.inf))
+        if self.beams % self.groups:
+            raise InputError(
+                f"--strategy {self.name}: beams={self.beams}, groups={self.groups}: expected "
+                f"groups of equal size"
+            )
+
+
+@dataclass
+class Contrastive(Strategy):
+    name = "contrastive"
+    k: int = 4
+    alpha: float = 0.6
+
+    def __post_init__(self):
+        self.check(k=(1, math.inf), alpha=(0, 1))
+
+    def __call__(self, job):
+        return contrastive_search(job.rows(), end=job.end, **vars(self)).texts()
+
+
+@dataclass
+class Sonnet(Strategy):
+    """syllables: of a line; candidates: last words that are scored in full."""
+
+    name = "sonnet"
+    temperature: float = 0.8
+    top_p: float = 0.9
+    syllables: int = 10
+    candidates: int = 24
+
+    def __post_init__(self):
+        self.check(temperature=(0, math.inf), top_p=(0, 1))
+        self.check(syllables=(4, 20), candidates=(1, math.inf))
+
+    def __call__(self, job):
+        lines = [line for sonnet in job.known for line in verses(sonnet.text)]
+        form = sonnet_form.SonnetForm(
+            job.model.tokenizer,
+            job.model.gpt.config.vocab_size,
+            vocabulary={sonnet_form.last_word(line) for line in lines},
+            budget=self.syllables,
+        )
+        writer = sonnet_writer.Writer(
+            job.rows(len(sonnet_form.SCHEME) * sonnet_writer.LINE_TOKENS),
+            form.to(job.input_ids.device),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            candidates=self.candidates,
+            generator=job.generator,
+        )
+        return writer.write().texts()
+
+
+STRATEGIES = {
+    kind.name: kind
+    for kind in (Sample, MinP, Typical, BestOf, Beam, DiverseBeam, Contrastive, Sonnet)
+}
+
+
+def load_strategy(flag: str) -> Strategy:
+    """`"min_p:p=0.1"` -> the strategy with these options."""
+    name, _, text = flag.partition(":")
+    if name not in STRATEGIES:
+        raise InputError(f"--strategy {name}: there are {', '.join(STRATEGIES)}")
+    kind = STRATEGIES[name]
+    return kind(**parse_options(f"--strategy {name}", text, kind))

@@ -1,0 +1,225 @@
+"""DPO: of two answers to a prompt, the chosen one shall gain on the rejected one.
+
+    L = −log σ(β log π(y_w|x)/π_ref(y_w|x) − β log π(y_l|x)/π_ref(y_l|x))     Rafailov et al., eq. 7
+
+y_w is the chosen, y_l the rejected answer to x; log π(y|x) is a sum over the tokens of an answer,
+its end token too, and none of x. `--loss` has IPO, ORPO and SimPO as well: preference_losses.py.
+π_ref is the model at the start, without what --extension adds: its log-probabilities are computed
+once and stand in the file of pairs. The log has the accuracy of the implicit rewards β log π/π_ref,
+that is, how often the chosen answer's is the larger (train acc is that, too), and their margin.
+--resume goes on where an interruption came, in training or in the building of pairs before it.
+
+Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
+Model". Differs from the paper in the pairs, which nobody judged (preference_pairs.py makes them of
+right answers and wrong ones), and in that dropout is off, so that π begins as π_ref.
+
+    python -m programs.dpo --checkpoint runs/sonnet-…/best.safetensors --use_gpu
+    python -m programs.dpo --task paraphrase --checkpoint runs/paraphrase-…/best.safetensors
+"""
+
+from argparse import Namespace
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+from engine.errors import InputError, Parser, command
+from engine.hub import load_tokenizer
+from engine.parallel import seed_everything
+
+# isort: split
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import paraphrase_detection
+import sonnet_generation
+from engine.batches import to_device
+from engine.checkpoint import RunFolder, load_model
+from engine.corpus import save_tokenizer
+from engine.extension import Extension, apply_extensions, load_extensions
+from engine.flags import add_data_dir, add_fit_arguments, check_fit_flags, check_range, fit_options
+from engine.parallel import Worker, joined_worker
+from engine.records import data_path
+from engine.training import fit
+from programs.dpo.data import (
+    KINDS,
+    TASKS,
+    make_loader,
+    objective,
+    precision,
+    prepare_pairs,
+)
+from programs.dpo.losses import CHOSEN, REJECTED
+
+BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+
+def start_model(args):
+    """The model to start from; what loading the result needs is noted in args."""
+    module, args.started_with = TASKS[args.task].module, []
+    if args.checkpoint:
+        model, settings = load_model(args.checkpoint, args.task, module.build_model)
+        for name in ("model_size", "gpt_config", "answer_tokens"):
+            if hasattr(settings, name):
+                setattr(args, name, getattr(settings, name))
+        args.started_with = settings.extension
+    else:
+        if args.task == "paraphrase":
+            tokenizer = load_tokenizer(args.model_size)
+            args.answer_tokens = paraphrase_detection.answer_tokens(tokenizer)
+        model = module.build_model(Namespace(**vars(args) | {"extension": []}))
+        args.gpt_config = asdict(model.gpt.config)
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return model
+
+
+def run_folder(args, worker: Worker) -> RunFolder:
+    """Its settings are those by which the task's own program loads the result."""
+    settings = {**vars(args), "start": args.checkpoint}
+    settings["extension"] = [*args.started_with, *args.extension]
+    for name in ("examples", "pairs_only", "started_with"):
+        del settings[name]
+    name = f"{args.loss}-{Path(args.model_size).name}"
+    return RunFolder(args.runs_dir, args.task, name, settings, writes=worker.is_main)
+
+
+def extended(args, model, folder: RunFolder) -> list[Extension]:
+    """Apply those of --extension; the checkpoint's own are in the model.
+
+    A frozen backbone is no part of a result: where it was fine-tuned before, it is kept beside it
+    as a folder in HuggingFace's format, which the result's `model_size` then names.
+    """
+    extensions = load_extensions(args.extension)
+    if args.checkpoint and any(extension.freezes_backbone for extension in extensions):
+        start = folder.path / "start"
+        if folder.writes and not args.resume:
+            tokenizer = load_tokenizer(args.model_size)
+            model.gpt.save_pretrained(start, end_token=tokenizer.eos_token_id)
+            save_tokenizer(tokenizer, start)
+        folder.settings["model_size"] = str(start)
+    apply_extensions(model, extensions)
+    return extensions
+
+
+def check_extensions(args) -> None:
+    for flag, extension in zip(args.extension, load_extensions(args.extension), strict=True):
+        if type(extension).penalty is not Extension.penalty:
+            raise InputError(f"--extension {flag}: it acts on a task's loss, here there is another")
+        if extension.freezes_backbone and args.started_with:
+            raise InputError(
+                f"--extension {flag}: {args.checkpoint} has {', '.join(args.started_with)}, whose "
+                f"parameters are trained on: leave it out"
+            )
+
+
+@torch.no_grad()
+def evaluate(args, model, loader, worker: Worker) -> dict:
+    """Over dev pairs: the loss; accuracy and margin of the implicit rewards; then, of π alone, how
+    often the chosen answer is the likelier one, and what it costs in nats a token."""
+    model.eval()
+    aim, totals = objective(args), Counter()
+    for batch in tqdm(loader, desc="eval", leave=False, disable=None):
+        batch = to_device(batch, worker.device)
+        with precision(args, worker):
+            log_probs = loader.dataset.log_probs(model, batch)
+        scores = aim.scores(log_probs, batch)
+        margins, nats = aim.margins(scores), -log_probs / batch["answer_lengths"]
+        totals["dev_loss"] += float(aim.loss(scores))
+        totals["dev_reward_acc"] += float((margins > 0).sum())
+        totals["dev_reward_margin"] += float(margins.sum())
+        totals["dev_acc"] += float((log_probs[:, CHOSEN] > log_probs[:, REJECTED]).sum())
+        totals["dev_chosen_nll"] += float(nats[:, CHOSEN].sum())
+    return {name: total / len(loader.dataset) for name, total in totals.items()}
+
+
+def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
+    """Optimise; afterwards the model holds the epoch of the lowest dev loss."""
+    aim, dev = objective(args), make_loader(args, pairs["dev"])
+    if worker.is_main and not args.resume:
+        figures = evaluate(args, model, dev, worker)
+        listed = ", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.3f}" for key in figures)
+        print(f"At the start: {listed}")
+    torch.manual_seed(args.seed)
+    extensions = extended(args, model, folder)
+    torch.manual_seed(args.seed + worker.rank)
+    fit(
+        model.to(worker.device),
+        make_loader(args, pairs["train"], worker),
+        loss_fn=aim.loss,
+        evaluate=lambda m: evaluate(args, m, dev, worker),
+        options=fit_options(args, metric="dev_loss", maximise=False),
+        folder=folder,
+        worker=worker,
+        extensions=extensions,
+        forward=lambda m, batch: aim.scores(dev.dataset.log_probs(m, batch), batch),
+    )
+
+
+def run(args, worker: Worker) -> None:
+    """Build the pairs, look at them, train."""
+    seed_everything(args.seed)
+    model = start_model(args).to(worker.device)
+    check_extensions(args)
+    folder = run_folder(args, worker)
+    if worker.is_main:
+        print(f"{args.loss}: beta {args.beta:g}, lr {args.lr:g}, checkpoints in {folder.path}")
+    pairs = prepare_pairs(args, model, folder, worker)
+    if not args.pairs_only:
+        train(args, model, pairs, folder, worker)
+    if worker.is_main:
+        after = f"python {TASKS[args.task].module.__name__}.py --checkpoint {folder.best}"
+        if args.pairs_only:
+            after = f"python -m programs.dpo … --pairs {folder.path / 'pairs-train.jsonl'}"
+        print(f"next: {after}")
+
+
+def get_args(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0], conflict_handler="resolve")
+    parser.add_argument("--task", choices=TASKS, default="sonnet")
+    parser.add_argument("--loss", choices=BETAS, default="dpo")
+    betas = ", ".join(f"{name} {beta:g}" for name, beta in BETAS.items())
+    parser.add_argument("--beta", type=float, help=f"ipo: τ, orpo: λ; default: {betas}")
+    parser.add_argument("--gamma", type=float, default=1.0, help="simpo's margin")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is wrong with sonnets"
+    )
+    parser.add_argument("--pairs", metavar="FILE", help="JSON lines to train on instead")
+    parser.add_argument("--pairs_only", action="store_true", help="build and save them, no more")
+    parser.add_argument("--examples", type=int, default=1, help="prompts whose pairs are shown")
+    add_data_arguments(parser)
+    parser.add_argument("--seed", type=int, default=11711)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--batch_size", type=int, default=8, help="pairs")
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--model_size", default="gpt2", help="to start from, with no --checkpoint")
+    add_fit_arguments(parser)
+    parser.add_argument("--checkpoint", metavar="FILE", help="a best.safetensors to start from")
+    args = parser.parse_args(argv)
+    check_fit_flags(args)
+    sonnet_generation.check_sampling(args)
+    for name in ("examples", "gamma"):
+        check_range(args, name, 0)
+    args.beta = BETAS[args.loss] if args.beta is None else args.beta
+    if not 0 < args.beta < float("inf"):
+        raise InputError(f"--beta {args.beta}: expected a number above 0")
+    return args
+
+
+def add_data_arguments(parser) -> None:
+    group = parser.add_argument_group("data, and how sonnets are sampled")
+    sonnet_generation.add_split_paths(group)
+    group.add_argument("--para_train", default=data_path("paraphrase", "train"))
+    group.add_argument("--para_dev", default=data_path("paraphrase", "dev"))
+    add_data_dir(parser)
+    sonnet_generation.add_sampling(group)
+
+
+@command
+def main():
+    args = get_args()
+    with joined_worker(args.use_gpu) as worker:
+        run(args, worker)

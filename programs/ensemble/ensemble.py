@@ -1,0 +1,247 @@
+"""Ensembles: the classes that several checkpoints agree on, weighted equally or as dev has it best.
+
+    log p(y|x) = Σ_m w_m log p_m(y|x) − log Z(x)    w_m = 1/M, or fitted: ensemble_weights.py
+
+Members p_m are checkpoints of one task, of any seeds, sizes and techniques. With --both_orders each
+is two members of paraphrase's ensemble: it is asked about the two questions in either order. What a
+member says is computed once and kept in runs/ensemble/. --vote is a majority vote of prediction
+files, in which the first file settles ties.
+
+Heskes 1998, "Selecting Weighting Factors in Logarithmic Opinion Pools". Differs from the paper in
+how weights are fitted (ensemble_weights.py), and in that `--pool linear` averages probabilities.
+
+    python -m programs.ensemble --task paraphrase --weights fitted --both_orders --use_gpu \\
+        --checkpoint runs/one/best.safetensors --checkpoint runs/other/best.safetensors
+    python -m programs.ensemble --vote one.csv other.csv third.csv --out vote.csv
+"""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from engine.errors import InputError, Parser, command
+from engine.files import check_writable
+from engine.hub import load_tokenizer
+
+# isort: split
+
+import torch
+from tqdm import tqdm
+
+import classifier
+import paraphrase_detection
+from engine.batches import TokenDataset, forward_tokens, make_loader, to_device, tokenise
+from engine.checkpoint import load_model, load_tree, save_tree
+from engine.flags import check_range
+from engine.parallel import joined_worker
+from engine.prediction_files import (
+    ANSWER_TOKENS,
+    CLASSES,
+    check_ids,
+    read_predictions,
+    write_predictions,
+    write_record,
+)
+from engine.records import Record, data_file, read_pairs, read_sentiment
+from evaluation import report_table
+from programs.ensemble.weights import POOLS, cross_fitted, fit_weights, mean_loss
+
+TASKS = (*classifier.NUM_LABELS, paraphrase_detection.TASK)
+
+# -- members ---------------------------------------------------------------------------------------
+
+
+def read_rows(args, split: str) -> list:
+    """The records of the dev file, labelled, or of the test file; rows left out are named."""
+    path, labelled = getattr(args, split), split == "dev"
+    if args.task in classifier.NUM_LABELS:
+        return read_sentiment(path, classifier.NUM_LABELS[args.task] if labelled else None)
+    pairs = read_pairs(path, labelled=labelled)
+    if pairs.dropped:
+        tqdm.write(f"{path}: incomplete rows are left out: {', '.join(pairs.dropped)}")
+    return pairs.records
+
+
+def tokens_shown(tokenizer, rows: list, swapped: bool, limit: int, where) -> list[list[int]]:
+    """What the task shows to its model of each row; swapped: questions in the other order."""
+    if rows and isinstance(rows[0], Record):
+        texts, ids = [row.text for row in rows], [row.sent_id for row in rows]
+        return tokenise(tokenizer, texts, ids, limit, where=where, say=print)
+    if swapped:
+        rows = [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
+    return paraphrase_detection.prompt_tokens(tokenizer, rows, limit, where=where, say=print)
+
+
+@torch.no_grad()
+def log_probabilities(model, dataset: TokenDataset, args, device) -> torch.Tensor:
+    """(n, c) in float64, in the file's order."""
+    model.eval()
+    rows: dict[int, torch.Tensor] = {}
+    loader = make_loader(dataset, args.batch_size)
+    for batch in tqdm(loader, desc="predict", leave=False, disable=None):
+        logits = forward_tokens(model, to_device(batch, device))
+        rows |= zip(batch["indices"], logits.cpu().double().log_softmax(dim=-1), strict=True)
+    return torch.stack([rows[i] for i in range(len(dataset))])
+
+
+def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[str, dict]:
+    """What a checkpoint says: {member: {split: (n, c)}}, a member for each order of questions.
+
+    What it said before is read from disk.
+    """
+    module = classifier if args.task in classifier.NUM_LABELS else paraphrase_detection
+    model, settings = load_model(path, args.task, module.build_model)
+    tokenizer = load_tokenizer(settings.model_size)
+    limit = getattr(settings, "max_length", None) or model.gpt.config.max_position_embeddings
+    digest = fingerprint(model, settings)
+    model.to(device)
+    found: dict[str, dict] = {}
+    for swapped in (False, True) if args.both_orders else (False,):
+        name = path.removesuffix("/best.safetensors") + ", swapped" * swapped
+        found[name] = {}
+        for split, rows in records.items():
+            sent_ids = [row.sent_id for row in rows]
+            where = getattr(args, split)
+            token_ids = tokens_shown(tokenizer, rows, swapped, limit, where)
+            dataset = TokenDataset(token_ids, sent_ids)
+            key = hashlib.sha256(f"{digest}{dataset.fingerprint()}".encode()).hexdigest()[:16]
+            kept = Path(args.runs_dir) / "ensemble" / f"{args.task}-{split}-{key}.safetensors"
+            if not kept.exists():
+                said = log_probabilities(model, dataset, args, device)
+                save_tree(kept, {"task": "ensemble", "member": name, "log_probs": said})
+            found[name][split] = load_tree(kept)["log_probs"]
+    return found
+
+
+def fingerprint(model, settings) -> str:
+    """A hash of all that decides what a model says."""
+    text = json.dumps([settings.extension, settings.model_size], default=str)
+    content = hashlib.sha256(text.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        content.update(name.encode())
+        content.update(tensor.cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+# -- the two commands ------------------------------------------------------------------------------
+
+
+def report(names: list[str], log_probs, labels, pool: str, fitted) -> str:
+    """Loss and accuracy on dev of each member and of the ensembles."""
+
+    def row(weight: float, pooled) -> dict[str, float]:
+        right = (pooled.argmax(dim=-1) == labels).double().mean()
+        loss = float(mean_loss(pooled, labels))
+        return {"fitted_weight": weight, "dev_loss": loss, "dev_acc": float(right)}
+
+    rows = {
+        name: row(float(weight), said)
+        for name, weight, said in zip(names, fitted, log_probs, strict=True)
+    }
+    uniform = torch.full_like(fitted, 1 / len(fitted))
+    rows["together, uniform weights"] = row(1.0, POOLS[pool](log_probs, uniform))
+    rows["together, fitted weights"] = row(1.0, POOLS[pool](log_probs, fitted))
+    if len(labels) > 1:
+        rows["together, fitted on other rows"] = row(1.0, cross_fitted(log_probs, labels, pool))
+    return report_table(rows)
+
+
+def predict_together(args, device) -> list[str]:
+    """Write the ensemble's predictions; what to say about them."""
+    outputs = {split: getattr(args, f"{split}_out") for split in args.splits}
+    for path in outputs.values():
+        check_writable(path)
+    records = {split: read_rows(args, split) for split in outputs}
+    found: dict[str, dict] = {}
+    paths = sorted(args.checkpoint)  # so that the order of the flags changes no bit
+    for path in tqdm(paths, desc="members", leave=False, disable=None):
+        found |= member_log_probs(args, path, records, device)
+    said = {split: torch.stack([of[split] for of in found.values()]) for split in outputs}
+    labels = torch.tensor([record.label for record in records["dev"]])
+    fitted = fit_weights(said["dev"], labels, args.pool)
+    weights = fitted if args.weights == "fitted" else torch.full_like(fitted, 1 / len(found))
+    together = POOLS[args.pool](said["dev"], weights).argmax(dim=-1)
+    accuracy = float((together == labels).double().mean())
+    lines = [report(list(found), said["dev"], labels, args.pool, fitted)]
+    for split, path in outputs.items():
+        classes = POOLS[args.pool](said[split], weights).argmax(dim=-1).tolist()
+        column = "Predicted_Sentiment"
+        if args.task == paraphrase_detection.TASK:
+            column, classes = "Predicted_Is_Paraphrase", [ANSWER_TOKENS[c] for c in classes]
+        write_predictions(path, column, [record.sent_id for record in records[split]], classes)
+        write_record(Path(args.runs_dir) / "ensemble", path, args, {"acc": accuracy})
+        lines.append(f"{split} predictions, {args.weights} weights, are in {path}")
+    if args.weights == "fitted":
+        lines.append("the weights know dev's labels: compare there by --weights uniform")
+    return [*lines, f"next: {compare_command(args.dev, outputs['dev'])}"]
+
+
+def vote(paths: list[str], out) -> str:
+    """Write each row's most frequent class; of equally frequent ones the first file's."""
+    check_writable(out)
+    first, *others = (read_predictions(path) for path in paths)
+    for other in others:
+        read_predictions(other.path, first.column)
+        check_ids(other.classes, first.classes, other.path, first.path)
+    written = {label: value for value, label in CLASSES[first.column].items()}
+    values = []
+    for sent_id in first.classes:
+        votes = Counter(file.classes[sent_id] for file in (first, *others))
+        values.append(written[votes.most_common(1)[0][0]])
+    write_predictions(out, first.column, list(first.classes), values)
+    return f"the vote of {len(paths)} files is in {out}; next: {compare_command('GOLD', out)}"
+
+
+def compare_command(gold, out) -> str:
+    return f"python -m programs.significance --gold {gold} --a {out} --b FILE"
+
+
+def get_args(argv=None):
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument("--task", choices=TASKS, help="what the checkpoints were trained for")
+    parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE")
+    parser.add_argument("--weights", choices=("uniform", "fitted"), default="uniform")
+    parser.add_argument("--pool", choices=POOLS, default="log")
+    parser.add_argument("--both_orders", action="store_true", help="paraphrase: ask twice, swapped")
+    parser.add_argument("--vote", nargs="+", default=[], metavar="FILE", help="prediction files")
+    parser.add_argument("--out", help="with --vote: where the predictions go")
+    parser.add_argument("--data_dir", default="data")
+    parser.add_argument("--dev", help="default: the task's file in --data_dir")
+    parser.add_argument("--test", help="default: the task's file in --data_dir")
+    parser.add_argument("--dev_out", help="default: predictions/ensemble-TASK-dev-out.csv")
+    parser.add_argument("--test_out", help="default: predictions/ensemble-TASK-test-out.csv")
+    parser.add_argument("--dev_only", action="store_true", help="leave the test file alone")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--runs_dir", default="runs", help="members' answers are kept below it")
+    parser.add_argument("--use_gpu", action="store_true")
+    args = parser.parse_args(argv)
+    check_range(args, "batch_size", 1)
+    if bool(args.vote) == bool(args.checkpoint) or bool(args.vote) != bool(args.out):
+        raise InputError("expected either --checkpoint FILE (several times) or --vote FILES --out")
+    if args.checkpoint and not args.task:
+        raise InputError(f"--checkpoint: name the task, too: --task {' or '.join(TASKS)}")
+    if args.both_orders and args.task != paraphrase_detection.TASK:
+        raise InputError(f"--both_orders: {args.task or 'a vote'} has no two questions to swap")
+    for path, count in Counter([*args.checkpoint, *args.vote]).items():
+        if count > 1:
+            raise InputError(f"{path}: stands twice: give each member once")
+    args.dev = args.dev or str(Path(args.data_dir) / data_file(args.task, "dev"))
+    args.test = args.test or str(Path(args.data_dir) / data_file(args.task, "test"))
+    args.splits = ["dev"] if args.dev_only else ["dev", "test"]
+    for split in ("dev", "test"):
+        default = f"predictions/ensemble-{args.task}-{split}-out.csv"
+        setattr(args, f"{split}_out", getattr(args, f"{split}_out") or default)
+    return args
+
+
+@command
+def main():
+    args = get_args()
+    if args.vote:
+        print(vote(args.vote, args.out))
+        return
+    with joined_worker(args.use_gpu) as worker:
+        for line in predict_together(args, worker.device):
+            print(line)

@@ -1,0 +1,254 @@
+"""GPTQ: a task's checkpoint becomes integers that do, on a text, what its weights did.
+
+    argmin_Ŵ ‖W X − Ŵ X‖²                                     Frantar et al. 2023 ("OPTQ"), eq. 1
+
+X are the inputs of a linear for the tokens of a calibration text, and Ŵ its integers times scales:
+gptq_rounding.py has the algorithm. Layers are rounded from the first to the last, on what the
+rounded ones before them make of the text.
+
+Frantar et al. 2023, "OPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", section 4. Differs from the paper in that a linear sees what the rounded ones before
+it in its own layer make of the text, too, where there the six of a layer are rounded at once; and
+in the text, which by default is the task's training rows.
+
+    python -m programs.gptq --checkpoint runs/sonnet-…/best.safetensors --bits 4 --group_size 64
+    python -m programs.gptq --checkpoint runs/sst-…/best.safetensors --calibration text.txt
+
+Finished layers are kept in a folder beside --out until all are: --resume goes on from there. What
+is written, and how it is used, is as for quantize.py.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import InputError, command
+from engine.hub import load_tokenizer
+
+# isort: split
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from engine.batches import TokenDataset, make_loader, to_device
+from engine.checkpoint import load_tree, save_tree
+from engine.corpus import documents
+from engine.flags import check_range
+from engine.parallel import Worker, joined_worker
+from programs.gptq.rounding import Hessian, Options, best_rows
+from programs.quantize.job import Job, open_job, task_flags
+from programs.quantize.linear import LINEARS, Recipe, Rounded
+from programs.quantize.quantize import complete, make_parser
+from programs.quantize.quantize import quantise as quantise_by
+
+BLOCK_OF_TEXT = 512  # tokens
+
+# -- a model ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def only(gpt, layer):
+    """Make `gpt.encode` run one layer alone: with all that techniques may have put around it."""
+    layers, gpt.gpt_layers = gpt.gpt_layers, nn.ModuleList([layer])
+    try:
+        yield
+    finally:
+        gpt.gpt_layers = layers
+
+
+def run_layer(gpt, layer, hidden: list, masks: list) -> list:
+    """Each batch (b, t, d) through the layer."""
+    with only(gpt, layer):
+        return [gpt.encode(x, mask) for x, mask in zip(hidden, masks, strict=True)]
+
+
+def hessian_of(gpt, layer, name: str, hidden: list, masks: list) -> torch.Tensor:
+    """H of a linear's inputs, padding left out."""
+    linear = layer.get_submodule(name)
+    hessian = Hessian(linear.weight.shape[1], linear.weight.device)
+    with only(gpt, layer):
+        for x, mask in zip(hidden, masks, strict=True):
+            real = mask.bool()
+            hook = linear.register_forward_pre_hook(
+                lambda _, inputs, real=real: hessian.add(inputs[0][real].float())
+            )
+            try:
+                gpt.encode(x, mask)
+            finally:
+                hook.remove()
+    return hessian.matrix
+
+
+@dataclass
+class Parts:
+    """The finished layers of a run, on disk until all are there."""
+
+    folder: Path
+    key: str  # of all that decides the result
+    errors: list[dict] = field(default_factory=list)
+
+    def start(self, resume: bool) -> None:
+        if not resume:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        elif not self.path(0).exists():
+            raise InputError(
+                f"--resume: no {self.path(0)}: give the flags of the run to go on with, or leave "
+                f"--resume out"
+            )
+
+    def path(self, index: int) -> Path:
+        return self.folder / f"layer-{index}.safetensors"
+
+    def load(self, index: int, layer, recipe: Recipe) -> bool:
+        """Fill a layer from its part, if that is there."""
+        if not self.path(index).exists():
+            return False
+        tree = load_tree(self.path(index))
+        if tree["key"] != self.key:
+            raise InputError(
+                f"--resume: {self.path(index)}: of a run with other flags or texts: leave --resume "
+                f"out"
+            )
+        for name, state in tree["linears"].items():
+            recipe.replace(layer, name).load_state_dict(state)
+        self.errors.append(tree["errors"])
+        return True
+
+    def save(self, index: int, layer, errors: dict) -> None:
+        names = [name for names in LINEARS for name in names]
+        states = {name: layer.get_submodule(name).state_dict() for name in names}
+        save_tree(self.path(index), {"key": self.key, "linears": states, "errors": errors})
+        self.errors.append(errors)
+
+
+@torch.no_grad()
+def quantise_layers(model, batches: list, recipe: Recipe, options: Options, parts: Parts) -> None:
+    """Round the layers from the first to the last, each on what those before it make of a text."""
+    gpt = model.gpt
+    if recipe.embedding:
+        recipe.replace_embedding(gpt, empty=False)
+    hidden = [gpt.embed(batch["token_ids"]) for batch in batches]
+    masks = [batch["attention_mask"] for batch in batches]
+    layers = list(gpt.gpt_layers) if recipe.rounds else []
+    for index, layer in enumerate(tqdm(layers, desc="gptq", leave=False, disable=None)):
+        if not parts.load(index, layer, recipe):
+            sums = {"gptq": 0.0, "nearest": 0.0}
+            for names in LINEARS:
+                errors = quantise_linears(gpt, layer, names, hidden, masks, recipe, options)
+                sums = {key: sums[key] + errors[key] for key in sums}
+            parts.save(index, layer, sums)
+        if layer is not layers[-1]:
+            hidden = run_layer(gpt, layer, hidden, masks)
+
+
+def quantise_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: Options) -> dict:
+    """Linears that read the same input, as the rows of one matrix."""
+    hessian = hessian_of(gpt, layer, names[0], hidden, masks)
+    weights = [layer.get_submodule(name).weight for name in names]
+    rounded, errors = best_rows(torch.cat(weights), hessian, recipe.grid, options)
+    rows = [len(weight) for weight in weights]
+    pieces = zip(rounded.integers.split(rows), rounded.scale.split(rows), strict=True)
+    for name, piece in zip(names, pieces, strict=True):
+        recipe.replace(layer, name, Rounded(*piece))
+    return errors
+
+
+# -- the calibration text --------------------------------------------------------------------------
+
+
+def calibration(args, job: Job) -> TokenDataset:
+    """About --calibration_tokens: blocks of the files that were given, or the task's train rows."""
+    texts = blocks(args, job) if args.calibration else job.loaders["train"].dataset.token_ids
+    generator = torch.Generator().manual_seed(job.args.seed)
+    chosen, count = [], 0
+    for i in torch.randperm(len(texts), generator=generator).tolist():
+        if count >= args.calibration_tokens:
+            break
+        chosen.append(texts[i])
+        count += len(texts[i])
+    widest = job.model.gpt.config.intermediate_size
+    if count < widest:
+        where = ", ".join(args.calibration or ["the task's training rows"])
+        raise InputError(
+            f"{where}: {count} tokens to calibrate on, expected at least {widest}, as many as the "
+            f"widest linear has inputs: give a longer text, --calibration_tokens or --limit"
+        )
+    return TokenDataset(chosen, [str(i) for i in range(len(chosen))])
+
+
+def blocks(args, job: Job) -> list[list[int]]:
+    """Documents, one after the other with end tokens between, cut where they fill a block."""
+    tokenizer = load_tokenizer(job.settings.model_size)
+    tokens = []
+    for text in documents(args.calibration):
+        tokens += [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
+    t = min(BLOCK_OF_TEXT, job.model.gpt.config.max_position_embeddings)
+    return [tokens[i : i + t] for i in range(0, len(tokens), t)]
+
+
+# -- the program -----------------------------------------------------------------------------------
+
+
+def run(args, own: Namespace, worker: Worker) -> None:
+    """Calibrate and round; then all that quantize does with the result."""
+    job = open_job(args, own, worker)
+    texts = calibration(args, job)
+    options = Options(args.block, args.damping, args.act_order)
+    parts = Parts(Path(f"{args.out}.parts"), run_key(args, texts, job.args.batch_size))
+
+    def method(recipe: Recipe) -> None:
+        parts.start(args.resume)
+        loader = make_loader(texts, job.args.batch_size)
+        batches = [to_device(batch, worker.device) for batch in loader]
+        print(f"{sum(texts.lengths)} tokens to calibrate on; --resume goes on from {parts.folder}")
+        quantise_layers(job.model, batches, recipe, options, parts)
+        sums = {key: sum(each[key] for each in parts.errors) for key in ("gptq", "nearest")}
+        if sums["nearest"]:
+            share = sums["gptq"] / sums["nearest"]
+            print(f"squared error in the layers' outputs: {share:.3f} of rounding to nearest's")
+
+    quantise_by(args, job, method)
+    shutil.rmtree(parts.folder, ignore_errors=True)
+
+
+def run_key(args, texts: TokenDataset, batch_size: int) -> str:
+    """A hash of the checkpoint's bytes, the flags and the texts."""
+    with open(args.checkpoint, "rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    names = ("bits", "group_size", "mode", "embedding", "block", "damping", "act_order")
+    decisive = [content, texts.fingerprint(), batch_size, *(getattr(args, name) for name in names)]
+    return hashlib.sha256(repr(decisive).encode()).hexdigest()
+
+
+def get_args(argv=None):
+    parser = make_parser(__doc__.splitlines()[0], bits=4)
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        metavar="FILE",
+        help="UTF-8 text, also .xz or .gz; default: training rows of the task",
+    )
+    parser.add_argument("--calibration_tokens", type=int, default=32768, help="about so many")
+    parser.add_argument("--damping", type=float, default=0.01, help="share of H's mean diagonal")
+    parser.add_argument("--block", type=int, default=128, help="columns that are updated at once")
+    parser.add_argument("--act_order", action="store_true", help="columns of large inputs first")
+    parser.add_argument("--resume", action="store_true", help="go on with the run of these flags")
+    args, args.rest = parser.parse_known_args(argv)
+    for name in ("calibration_tokens", "block"):
+        check_range(args, name, 1)
+    check_range(args, "damping", 0)
+    if args.checkpoint is None:
+        raise InputError("--checkpoint: not given: name a task's best.safetensors")
+    return complete(args, "gptq")
+
+
+@command
+def main():
+    args = get_args()
+    own = task_flags(args)
+    with joined_worker(own.use_gpu) as worker:
+        run(args, own, worker)

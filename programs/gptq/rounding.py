@@ -1,0 +1,111 @@
+"""GPTQ's rounding: weights that are not yet rounded make up for the error of those that are.
+
+    H = 2 X Xᵀ,   H⁻¹ = Uᵀ U                              U upper triangular, by Cholesky
+    e = (w_j − quant(w_j)) / U_jj,   W_:,j: ← W_:,j: − e U_j,j:          for each column j
+
+Frantar et al. 2023 ("OPTQ"), algorithm 1. H is a running mean over the tokens of a text, with 1 %
+of its mean diagonal on top of its diagonal. Inside a block of columns the updates are done at once,
+those of the columns behind it in one product at its end: the block's size changes the time and not
+the result. With act_order the columns of the largest H_jj come first. The scale of a group is found
+when the turn of its first column comes; with act_order all are found before.
+
+Differs from the paper in the grid, which is symmetric (quantised_linear.py); in that a row whose
+error in the norm of H is smaller with rounding to nearest is rounded to nearest; and in inputs that
+were always 0: their weights are rounded to nearest.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import InputError
+from extensions.qat import largest, quantise
+from programs.quantize.linear import Grid, Rounded, round_to_nearest
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of algorithm 1; block: columns that are updated at once."""
+
+    block: int = 128
+    damping: float = 0.01
+    act_order: bool = False
+
+
+class Hessian:
+    """H (in, in), the mean of 2 x xᵀ over all tokens so far, float64."""
+
+    def __init__(self, size: int, device):
+        self.matrix = torch.zeros(size, size, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, x) -> None:
+        """x: (n, in)."""
+        if len(x):
+            self.tokens += len(x)
+            share = len(x) / self.tokens
+            self.matrix.lerp_((x.T @ x).to(self.matrix) * (2 / len(x)), share)
+
+
+def gptq(weight, hessian, grid: Grid, options: Options) -> Rounded:
+    """Round (out, in) by algorithm 1; hessian: (in, in), float64."""
+    left, columns = weight.double(), weight.shape[1]
+    order = torch.arange(columns, device=weight.device)
+    if options.act_order:
+        order = hessian.diagonal().argsort(descending=True, stable=True)
+    left, places = left[:, order], order.tolist()
+    upper = cholesky_of_inverse(hessian[order][:, order], options.damping)
+    scale, width, limit = grid.scales(weight), grid.width(columns), largest(grid.bits)
+    integers = torch.empty_like(left, dtype=torch.int8)
+    moving = width < columns and not options.act_order
+    # where a group's scale is found on the way, all that came before has to be in its columns
+    block = -(-options.block // width) * width if moving else options.block
+    for start in range(0, columns, block):
+        end = min(start + block, columns)
+        errors = left.new_zeros(len(left), end - start)
+        for j in range(start, end):
+            group = places[j] // width
+            if moving and j % width == 0:
+                scale[:, group : group + 1] = Grid(grid.bits).scales(left[:, j : j + width])
+            step = scale[:, group].double()
+            rounded = quantise(left[:, j], step, -limit, limit)
+            integers[:, places[j]] = rounded.to(torch.int8)
+            error = (left[:, j] - rounded * step) / upper[j, j]
+            left[:, j:end] -= error[:, None] * upper[j, j:end]
+            errors[:, j - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    return Rounded(integers, scale)
+
+
+def cholesky_of_inverse(hessian, damping: float) -> torch.Tensor:
+    """U of H⁻¹ = Uᵀ U, H dampened; inputs that were always 0 are cut off from the others."""
+    dead = hessian.diagonal() == 0
+    damped = hessian + torch.diag(dead.to(hessian))
+    mean = hessian.diagonal().sum() / (~dead).sum().clamp(min=1)
+    damped.diagonal().add_(damping * mean)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        return torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise InputError(
+            f"--damping {damping}: the inputs of a linear depend on each other too much to be "
+            f"inverted: give a larger one, or a longer calibration text"
+        ) from error
+
+
+def row_errors(weight, rounded: Rounded, hessian) -> torch.Tensor:
+    """δ H δᵀ of each row's δ = w − ŵ: twice its mean squared error in the output. (out,)"""
+    change = weight.double() - rounded.weight.double()
+    return (change @ hessian * change).sum(dim=1)
+
+
+def best_rows(weight, hessian, grid: Grid, options: Options) -> tuple[Rounded, dict]:
+    """(integers, summed errors): each row by algorithm 1, or to the nearest if that is better."""
+    found = gptq(weight, hessian, grid, options)
+    nearest = round_to_nearest(weight, grid)
+    errors = [row_errors(weight, each, hessian) for each in (found, nearest)]
+    worse = (errors[0] > errors[1])[:, None]
+    integers = torch.where(worse, nearest.integers, found.integers)
+    chosen = Rounded(integers, torch.where(worse, nearest.scale, found.scale))
+    sums = {"gptq": float(torch.minimum(*errors).sum()), "nearest": float(errors[1].sum())}
+    return chosen, sums

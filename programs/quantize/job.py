@@ -1,0 +1,289 @@
+"""Any task's checkpoint, opened to be quantised: its model, loaders and figures; files of integers.
+
+A file of integers has the task's name behind "quantised ", so that the task itself refuses it with
+one line, the settings and the recipe by which the model is rebuilt, and everything of the model,
+a frozen backbone included: packed integers with their scales, and the rest in floating point.
+"""
+
+import math
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import nn
+
+import classifier
+import paraphrase_detection
+import sonnet_generation
+from engine.checkpoint import (
+    load_model,
+    load_trainable_state,
+    load_tree,
+    save_tree,
+    trainable_state,
+)
+from engine.corpus import save_tokenizer
+from engine.errors import InputError
+from engine.files import check_writable
+from engine.flags import length_limit, take_over
+from engine.hub import load_tokenizer
+from engine.parallel import Worker, seed_everything
+from extensions.lora import merge
+from programs.quantize.linear import LINEARS, Grid, Recipe, dequantise_model, quantise_model
+
+QUANTISED = "quantised "
+ABSORBED = {"lora", "qat"}  # they end up in the weights
+TRAINING_ONLY = {"ema", "swa", "smart"}  # they keep tensors that only training reads
+TIMED_BATCHES, TIMED_ROUNDS = 8, 5
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A model, and all that its task needs to evaluate it and to predict."""
+
+    task: str
+    model: nn.Module
+    settings: Namespace  # those that rebuild the model
+    args: Namespace  # the task's flags
+    worker: Worker
+    loaders: dict
+    made_by: str  # the file of the integers, from which predictions come
+
+    @property
+    def module(self) -> ModuleType:
+        return TASKS[self.task].module
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task's program, and how its functions are called."""
+
+    module: ModuleType
+    build_loaders: Callable  # (args, model, worker)
+    test: Callable  # (job)
+    outputs: Callable  # (args) -> the files that `test` writes
+    flags: tuple[str, ...] = ()
+
+
+def sentiment(name: str) -> Task:
+    def build_loaders(args, model, worker):
+        tokenizer = load_tokenizer(args.model_size)
+        return classifier.build_loaders(args, name, tokenizer, length_limit(args, model), worker)
+
+    return Task(
+        classifier,
+        build_loaders,
+        test=lambda job: classifier.test(
+            job.args, job.model, name, job.loaders, job.worker, job.made_by
+        ),
+        outputs=lambda args: classifier.output_paths(args, name).values(),
+        flags=("--dataset", name),
+    )
+
+
+def paraphrase_loaders(args, model, worker):
+    tokenizer = load_tokenizer(args.model_size)
+    return paraphrase_detection.build_loaders(args, tokenizer, length_limit(args, model), worker)
+
+
+def sonnet_loaders(args, model, worker):
+    limit = length_limit(args, model)
+    return sonnet_generation.build_loaders(args, model.tokenizer, limit, worker)
+
+
+def sonnet_test(job: Job) -> None:
+    prompts = sonnet_generation.read_prompts(job.args, job.model)
+    sonnet_generation.test(job.args, job.model, prompts, job.worker, job.made_by)
+
+
+TASKS = {
+    **{name: sentiment(name) for name in classifier.NUM_LABELS},
+    "paraphrase": Task(
+        paraphrase_detection,
+        paraphrase_loaders,
+        lambda job: paraphrase_detection.test(
+            job.args, job.model, job.loaders, job.worker, job.made_by
+        ),
+        lambda args: (args.para_dev_out, args.para_test_out),
+    ),
+    "sonnet": Task(
+        sonnet_generation,
+        sonnet_loaders,
+        sonnet_test,
+        lambda args: (args.sonnet_out, args.dev_sonnet_out),
+    ),
+}
+
+
+def task_of(path, packed: bool) -> str:
+    """The task that a checkpoint is of; packed: whether it should hold integers."""
+    task = str(load_tree(path, only="task").get("task"))
+    if task.startswith(QUANTISED) and not packed:
+        raise InputError(
+            f"{path}: quantised already, expected a best.safetensors: use it as it is by "
+            f"--quantised, or give the checkpoint that it was made of"
+        )
+    if packed and not task.startswith(QUANTISED):
+        raise InputError(f"{path}: no file of integers: give it by --checkpoint to quantise it")
+    task = task.removeprefix(QUANTISED)
+    if task not in TASKS:
+        raise InputError(f"{path}: of task {task!r}, expected one of {', '.join(TASKS)}")
+    return task
+
+
+def task_flags(args) -> Namespace:
+    """What is left of the command line, read by the task's own parser; all outputs are checked."""
+    path = args.quantised or args.checkpoint
+    task = TASKS[task_of(path, packed=args.quantised is not None)]
+    own = task.module.get_args([*args.rest, *task.flags, "--checkpoint", str(path)])
+    for output in filter(None, (args.out, args.report, args.dequantised)):
+        if Path(output).resolve() == Path(path).resolve():
+            raise InputError(f"{output}: it would replace what is read: choose another file")
+        check_writable(output)
+    for output in task.outputs(own) if args.predict else ():
+        check_writable(output)
+    return own
+
+
+def open_job(args, own: Namespace, worker: Worker) -> Job:
+    """The model, adapters absorbed, on its device, and its loaders."""
+    if worker.count > 1:
+        raise InputError(f"{worker.count} processes, expected one: start it without torchrun")
+    seed_everything(own.seed)
+    if args.quantised:
+        name = task_of(args.quantised, packed=True)
+        model, settings = load_quantised(args.quantised)
+    else:
+        name = task_of(args.checkpoint, packed=False)
+        model, settings = load_plain(args.checkpoint, name)
+    take_over(own, settings)
+    model.to(worker.device).eval()
+    loaders = TASKS[name].build_loaders(own, model, worker)
+    return Job(name, model, settings, own, worker, loaders, args.quantised or args.out)
+
+
+def load_plain(path, task: str):
+    """(model, settings) of a task's checkpoint, without adapters."""
+    build_model = TASKS[task].module.build_model
+    return absorbed(*load_model(path, task, build_model), build_model)
+
+
+@torch.no_grad()
+def absorbed(model, settings: Namespace, build_model: Callable):
+    """(model, settings) without adapters: the same outputs from plain linears.
+
+    LoRA's products join their matrices; Quadapter's α joins a normalisation, and 1/α what reads it.
+    The ranges to which qat rounds inputs are left out.
+    """
+    names = {flag: flag.partition(":")[0] for flag in settings.extension}
+    kept = [flag for flag, name in names.items() if name not in ABSORBED | TRAINING_ONLY]
+    if kept == settings.extension:
+        return model, settings
+    scaled = [(layer, *place) for layer in model.gpt.gpt_layers for place in _scaled(layer)]
+    merge(model)
+    for layer, norm, linears, alpha in scaled:
+        norm.weight.mul_(alpha)
+        norm.bias.mul_(alpha)
+        for name in linears:
+            layer.get_submodule(name).weight.div_(alpha)
+    state = model.state_dict()
+    settings = Namespace(**vars(settings) | {"extension": kept})
+    plain = build_model(settings, pretrained=False)
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain.train(model.training), settings
+
+
+def _scaled(layer) -> list[tuple]:
+    """(normalisation, names of the linears that read it, Quadapter's α between), if there is α."""
+    attention, _, interm, _ = LINEARS
+    places = []
+    for norm, names, reader in (
+        (layer.attention_layer_norm, attention, layer.self_attention),
+        (layer.out_layer_norm, interm, layer.interm_dense),
+    ):
+        alpha = getattr(getattr(reader, "input_quantiser", None), "alpha", None)
+        if alpha is not None:
+            places.append((norm, names, alpha))
+    return places
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def save_quantised(path, job: Job, recipe: Recipe) -> None:
+    """Write the model as it is: integers where the recipe has them, the rest in floating point."""
+    tree = {
+        "task": QUANTISED + job.task,
+        "settings": vars(job.settings),
+        "recipe": asdict(recipe),
+        "model": job.model.state_dict(),
+    }
+    save_tree(path, tree)
+
+
+def load_quantised(path):
+    """(model, settings) of a file of integers; they stay packed in memory, too."""
+    tree = load_tree(path)
+    facts, settings = tree["recipe"], Namespace(**tree["settings"])
+    recipe = Recipe(**facts | {"grid": Grid(**facts["grid"])})
+    module = TASKS[tree["task"].removeprefix(QUANTISED)].module
+    model = module.build_model(settings, pretrained=False)
+    quantise_model(model.gpt, recipe, empty=True)
+    model.requires_grad_(True)  # so that all of it is checked and filled
+    load_trainable_state(model, tree["model"], path)
+    return model.eval(), settings
+
+
+@torch.no_grad()
+def save_dequantised(path, job: Job) -> None:
+    """Write a checkpoint for the task's own --checkpoint, its weights the products s q.
+
+    A frozen backbone is no part of such a file: it goes into a folder beside it, in HuggingFace's
+    format, which the checkpoint's `model_size` then names.
+    """
+    model, settings = job.module.build_model(job.settings, pretrained=False), vars(job.settings)
+    dequantise_model(job.model)
+    model.load_state_dict(job.model.state_dict())
+    if not model.gpt.word_embedding.weight.requires_grad:
+        folder = Path(path).resolve().with_suffix("")
+        tokenizer = load_tokenizer(job.settings.model_size)
+        model.gpt.save_pretrained(folder, end_token=tokenizer.eos_token_id)
+        save_tokenizer(tokenizer, folder)
+        settings = settings | {"model_size": str(folder)}
+    state = trainable_state(model)
+    save_tree(path, {"task": job.task, "settings": settings, "metrics": {}, "model": state})
+
+
+# -- figures ---------------------------------------------------------------------------------------
+
+
+def dev_figures(job: Job) -> dict[str, float]:
+    return job.module.evaluate(job.model, job.loaders["dev"], job.worker.device)
+
+
+def seconds_in_turn(job: Job, models: list[nn.Module]) -> tuple[int, list[float]]:
+    """How many dev rows were timed, spread over all, and each model's median seconds for them.
+
+    The models take turns, so that the machine's moods meet all of them; a round before warms up.
+    """
+    batches = list(job.loaders["dev"])
+    batches = batches[:: math.ceil(len(batches) / TIMED_BATCHES)]
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(1 + TIMED_ROUNDS):
+        for model, passes in zip(models, seconds, strict=True):
+            started = time.perf_counter()
+            job.module.evaluate(model, batches, job.worker.device)  # ends with numbers on the CPU
+            if number:
+                passes.append(time.perf_counter() - started)
+    return sum(len(batch["sent_ids"]) for batch in batches), list(map(statistics.median, seconds))
+
+
+def listed(figures: dict[str, float]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures)

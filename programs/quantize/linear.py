@@ -1,0 +1,255 @@
+"""Linears whose weights are integers, packed, with a scale for each row or group of columns.
+
+    w ≈ s q,   s = max|w| / Q,   Q = 2^(b−1) − 1,   q = ⌊w / s⌉        symmetric, −Q … Q
+    y = Σ_j x_j s_j q_j + bias                                         weights only
+    y = s_x s Σ_j ⌊x_j / s_x⌉ q_j + bias,   s_x = max|x| / 127         dynamic: the sum is of int32
+
+Scales for groups of columns, and inputs that are rounded token by token while the model runs: Yao
+et al. 2022 (ZeroQuant), section 4.1. The bias stays as it is. Differs from the paper in how a group
+is cut (g columns of one row) and in kernels of its own: packed weights are unpacked in each call.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.errors import InputError
+from extensions.qat import UNROUNDED, dequantise, largest, quantise, weight_scale
+
+BITS = (2, 4, 8)  # of which a byte holds a whole number
+INT8 = 8
+# A layer's linears; those that read the same input stand together.
+LINEARS = (
+    ("self_attention.query", "self_attention.key", "self_attention.value"),
+    ("attention_dense",),
+    ("interm_dense",),
+    ("out_dense",),
+)
+CUDA_ROWS, CUDA_MULTIPLE = 32, 8  # torch._int_mm on a GPU: more than 16 rows, sizes a multiple of 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """bits of a weight; group_size: neighbouring columns with a common scale, 0 for whole rows."""
+
+    bits: int
+    group_size: int = 0
+
+    def __post_init__(self):
+        if self.bits not in (*BITS, UNROUNDED):
+            listed = ", ".join(map(str, BITS))
+            raise InputError(
+                f"--bits {self.bits}: expected one of {listed}, or {UNROUNDED} for no rounding"
+            )
+        if self.group_size < 0:
+            raise InputError(f"--group_size {self.group_size}: expected at least 0")
+
+    def width(self, columns: int) -> int:
+        """How many columns share a scale."""
+        return self.group_size or columns
+
+    def scales(self, weight) -> torch.Tensor:
+        """(out, in) -> (out, groups), float32."""
+        groups = self.split(weight).flatten(0, 1).float()
+        return weight_scale(groups, self.bits).view(len(weight), -1)
+
+    def split(self, weight) -> torch.Tensor:
+        """(out, in) -> (out, groups, width)."""
+        return weight.unflatten(1, (-1, self.width(weight.shape[1])))
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers, and what they are multiples of."""
+
+    integers: torch.Tensor  # (out, in), int8
+    scale: torch.Tensor  # (out, groups), float32
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(out, in)."""
+        groups = self.integers.unflatten(1, (self.scale.shape[1], -1))
+        return dequantise(groups, self.scale[:, :, None]).flatten(1)
+
+
+def round_to_nearest(weight, grid: Grid) -> Rounded:
+    scale, limit = grid.scales(weight), largest(grid.bits)
+    integers = quantise(grid.split(weight), scale.to(weight.dtype)[:, :, None], -limit, limit)
+    return Rounded(integers.flatten(1).to(torch.int8), scale)
+
+
+def pack(integers, bits: int) -> torch.Tensor:
+    """int8 (out, in) -> uint8 (out, ⌈in · bits / 8⌉), the first in the lowest bits; 8 bits stay."""
+    if bits == INT8:
+        return integers
+    shifts = _shifts(bits, integers.device)
+    unsigned = (integers + 2 ** (bits - 1)).to(torch.uint8)
+    unsigned = F.pad(unsigned, (0, -unsigned.shape[1] % len(shifts)))
+    return (unsigned.unflatten(1, (-1, len(shifts))) << shifts).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack(packed, bits: int, columns: int) -> torch.Tensor:
+    """The inverse of `pack`."""
+    if bits == INT8:
+        return packed
+    parts = (packed[:, :, None] >> _shifts(bits, packed.device)) & (2**bits - 1)
+    return parts.flatten(1)[:, :columns].to(torch.int8) - 2 ** (bits - 1)
+
+
+def _shifts(bits: int, device) -> torch.Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
+
+
+def integer_matmul(x, weight) -> torch.Tensor:
+    """Exact x wᵀ of int8: (n, in) and (out, in) -> int32 (n, out)."""
+    n, sizes = len(x), weight.shape
+    on_gpu = x.is_cuda
+    if not hasattr(torch, "_int_mm") or (on_gpu and any(size % CUDA_MULTIPLE for size in sizes)):
+        return float_integer_matmul(x, weight)
+    if on_gpu and n < CUDA_ROWS:
+        x = F.pad(x, (0, 0, 0, CUDA_ROWS - n))
+    return torch._int_mm(x, weight.T)[:n]
+
+
+def float_integer_matmul(x, weight) -> torch.Tensor:
+    """The same without kernels on integers: in float64 no sum of so few products is rounded."""
+    return (x.double() @ weight.double().T).to(torch.int32)
+
+
+class QuantisedWeight(nn.Module):
+    """A matrix as packed integers and scales, all of them buffers; `weight` has it in float."""
+
+    def __init__(self, shape, grid: Grid, device=None):
+        super().__init__()
+        rows, self.columns = shape
+        self.bits, width = grid.bits, grid.width(self.columns)
+        integers = torch.zeros(shape, dtype=torch.int8, device=device)
+        self.register_buffer("packed", pack(integers, self.bits))
+        self.register_buffer("scale", torch.zeros(rows, self.columns // width, device=device))
+
+    def hold(self, rounded: Rounded) -> None:
+        self.packed.copy_(pack(rounded.integers, self.bits))
+        self.scale.copy_(rounded.scale)
+
+    def integers(self) -> torch.Tensor:
+        return unpack(self.packed, self.bits, self.columns)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return Rounded(self.integers(), self.scale).weight
+
+
+class QuantisedLinear(QuantisedWeight):
+    """(..., in) -> (..., out): weights become floating-point numbers in each call."""
+
+    def __init__(self, shape, grid: Grid, device=None):
+        super().__init__(shape, grid, device)
+        self.register_buffer("bias", torch.zeros(shape[0], device=device))
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class DynamicLinear(QuantisedLinear):
+    """(..., in) -> (..., out): inputs are rounded to int8 too, each token by its own scale."""
+
+    def forward(self, x):
+        tokens = x.flatten(0, -2).float()  # (n, in)
+        scale, limit = weight_scale(tokens, INT8), largest(INT8)
+        rounded = quantise(tokens, scale, -limit, limit).to(torch.int8)
+        sums = integer_matmul(rounded, self.packed)
+        y = sums * scale * self.scale.T + self.bias
+        return y.to(x.dtype).unflatten(0, x.shape[:-1])
+
+
+class QuantisedEmbedding(QuantisedWeight):
+    """Token ids -> rows; the tied output layer asks for all of `weight`, in each call."""
+
+    def forward(self, ids):
+        return self.packed[ids] * self.scale[ids]
+
+
+# -- in a model --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes integers, and how: a model can be rebuilt by it, to be filled from a file."""
+
+    grid: Grid
+    dynamic: bool = False
+    embedding: bool = False
+
+    def __post_init__(self):
+        if self.dynamic and (self.grid.bits, self.grid.group_size) != (INT8, 0):
+            raise InputError(
+                f"--mode dynamic: {self.grid.bits} bits, group_size {self.grid.group_size}: "
+                f"integers are multiplied as int8 with a scale a row: give --bits 8 --group_size 0"
+            )
+
+    @property
+    def rounds(self) -> bool:
+        return self.grid.bits < UNROUNDED
+
+    def check(self, gpt) -> None:
+        """Refuse what does not fit the model, before any work is done."""
+        for names in LINEARS if self.rounds else ():
+            linear = gpt.gpt_layers[0].get_submodule(names[0])
+            columns = linear.weight.shape[1]
+            if columns % self.grid.width(columns):
+                raise InputError(
+                    f"--group_size {self.grid.group_size}: does not divide the {columns} inputs of "
+                    f"{names[0]}: give a divisor of it, or 0 for whole rows"
+                )
+
+    def replace(self, layer, name: str, rounded: Rounded | None = None) -> QuantisedLinear:
+        """Put integers in the place of a layer's linear, zeros if there are none yet."""
+        linear = layer.get_submodule(name)
+        kind = DynamicLinear if self.dynamic else QuantisedLinear
+        new = kind(linear.weight.shape, self.grid, linear.weight.device)
+        new.bias.copy_(linear.bias.detach())
+        if rounded is not None:
+            new.hold(rounded)
+        layer.set_submodule(name, new)
+        return new
+
+    def replace_embedding(self, gpt, empty: bool) -> None:
+        weight, grid = gpt.word_embedding.weight.detach(), Grid(INT8)
+        new = QuantisedEmbedding(weight.shape, grid, weight.device)
+        if not empty:
+            new.hold(round_to_nearest(weight, grid))
+        gpt.word_embedding = new
+
+
+@torch.no_grad()
+def quantise_model(gpt, recipe: Recipe, empty: bool = False) -> None:
+    """Round to nearest what the recipe names; `empty` only makes the places for integers."""
+    recipe.check(gpt)
+    for layer in gpt.gpt_layers if recipe.rounds else ():
+        for name in (name for names in LINEARS for name in names):
+            weight = layer.get_submodule(name).weight
+            recipe.replace(layer, name, None if empty else round_to_nearest(weight, recipe.grid))
+    if recipe.embedding:
+        recipe.replace_embedding(gpt, empty)
+
+
+@torch.no_grad()
+def dequantise_model(model) -> None:
+    """The inverse, but for what rounding took away: plain linears and a plain embedding."""
+    places = {name: m for name, m in model.named_modules() if isinstance(m, QuantisedWeight)}
+    for name, module in places.items():
+        weight, (rows, columns) = module.weight, module.weight.shape
+        if isinstance(module, QuantisedEmbedding):
+            plain = nn.Embedding(rows, columns, device="meta")
+        else:
+            plain = nn.Linear(columns, rows, device="meta")
+            plain.bias = nn.Parameter(module.bias.clone())
+        plain.weight = nn.Parameter(weight)
+        model.set_submodule(name, plain)
+
+
+def tensor_bytes(model) -> int:
+    """Of all parameters and buffers, each counted once."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())

@@ -1,0 +1,104 @@
+"""Do techniques help? Each of extensions/ on gpt2-mini, against plain fine-tuning.
+
+    python studies/techniques_help.py --bf16 --jobs 2
+
+How runs are made, chosen and kept: benchmarks/study.py.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from engine.errors import Parser, command
+
+# isort: split
+
+from studies.study import TASKS, Study, add_study_arguments, mean_and_spread, parse, scores
+
+PLAIN = "plain"
+CONTESTANTS = [
+    PLAIN,
+    "lora:rank=16,targets=all",
+    "lora:rank=16,targets=all,dora=true",
+    "reft:rank=8",
+    "prefix",
+    "rdrop",
+    "llrd:decay=0.8",
+    "ema",
+    "swa:start=300,every=20",
+    "muon",
+    "soap",
+    "shampoo",
+    "kfac",
+    "qat",
+    "qat:bits=4",
+    "sliding_window:window=32",
+    "smart",  # last, since a run takes as long as four others
+    "smart:weight=0,proximal=1",
+]
+RATES = (3e-4, 1e-3)
+HIGHER = (1e-3, 3e-3)
+WITH_HIGHER = ("lora", "reft", "prefix", "muon")  # few weights, or updates of another size
+EPOCHS = {"sst": 2}  # in place of the study's own number
+
+
+def flags_of(name: str, who: str, seed: int, folder: str) -> list[str]:
+    flags = ["--model_size", "gpt2-mini", *([] if who == PLAIN else ["--extension", who])]
+    return flags + (["--epochs", str(EPOCHS[name])] if name in EPOCHS else [])
+
+
+def rates_of(who: str) -> tuple[float, ...]:
+    return HIGHER if who.partition(":")[0] in WITH_HIGHER else RATES
+
+
+def run(study: Study) -> None:
+    study.side_by_side(
+        partial(study.contest, name, who, partial(flags_of, name, who), rates_of(who))
+        for name in study.args.tasks
+        for who in CONTESTANTS
+    )
+
+
+def table(results: dict) -> str:
+    """Markdown: a row a contestant, a column a task; the difference to plain is seed by seed."""
+    runs = results["runs"]
+    names = [name for name in TASKS if scores(runs, name, PLAIN)[1]]
+    columns = [f"{name}, {TASKS[name].metric.replace('_', ' ')} | against plain" for name in names]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|---|" * len(names)]
+    for who in CONTESTANTS:
+        cells = [_cells(runs, name, who) for name in names]
+        lines.append(f"| {who if who == PLAIN else f'`{who}`'} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def difference(runs: dict[str, float], name: str, who: str) -> str:
+    """Mean ± standard deviation of what a technique adds to plain, seed by seed; "–" if unknown."""
+    (_, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    if not values or len(values) != len(plain):
+        return "–"
+    differences = [a - b for a, b in zip(values, plain, strict=True)]
+    return mean_and_spread(differences, ".3f", "+")
+
+
+def _cells(runs: dict[str, float], name: str, who: str) -> str:
+    rate, values = scores(runs, name, who)
+    if not values:
+        return "– | –"
+    added = "–" if who == PLAIN else difference(runs, name, who)
+    return f"{TASKS[name].say(values)} ({rate}) | {added}"
+
+
+@command
+def main():
+    parser = Parser(description=__doc__.splitlines()[0])
+    out = "studies/results/techniques_help.json"
+    add_study_arguments(parser, out=out, tasks=["sst"])
+    study = Study(parse(parser))
+    run(study)
+    print(table(study.results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""`--compile`: the same gradients in other kernels, one graph, and one line where it cannot be."""
+
+import os
+import stat
+
+import pytest
+import torch
+from course_files import call_main, work_in, write, write_course, write_model
+from tiny_run import Averager, run, run_path, same_bits, tiny_classifier, trainer, weights
+
+import classifier
+from engine.batches import TokenDataset, collate, forward_tokens, make_loader, to_device
+from engine.checkpoint import load_tree
+from engine.errors import InputError
+from engine.fast.compiling import CUDA_GRAPHS, compiled, compiler_errors
+from engine.parallel import Worker
+from engine.training import Trainer
+from models.gpt2 import known_padding
+
+CPU = torch.device("cpu")
+
+
+def texts(rows: int) -> TokenDataset:
+    """Of lengths from 3 to 13, so that almost every batch has a shape of its own."""
+    ids = [[1 + (3 * i + j) % 39 for j in range(3 + i % 11)] for i in range(rows)]
+    return TokenDataset(ids, [f"row{i}" for i in range(rows)], [i % 5 for i in range(rows)])
+
+
+def trained(tmp_path, compile) -> tuple[dict, Trainer]:
+    model, loader = tiny_classifier(), make_loader(texts(26), 4)
+    torch.manual_seed(1)
+    run = trainer(model, loader, classifier.loss_fn, tmp_path, lr=1e-3, compile=compile)
+    run.train_epoch()
+    return weights(model), run
+
+
+@pytest.mark.slow
+def test_a_compiled_epoch_ends_where_the_plain_one_does(tmp_path):
+    plain, run = trained(tmp_path, None)
+    fast, fast_run = trained(tmp_path, "default")
+    assert fast_run.parallel_model is not fast_run.model
+    assert fast_run.progress.loss == pytest.approx(run.progress.loss, rel=1e-5)
+    for name in plain:  # AdamW divides by tiny numbers at first: rounding shows
+        torch.testing.assert_close(fast[name], plain[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_a_task_s_model_is_one_graph_for_all_lengths():
+    """It never goes back to Python, and is not compiled anew for another shape."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = tiny_classifier(0.1)
+    fast = torch.compile(model, dynamic=True, fullgraph=True, backend=backend)
+    with pytest.raises(torch._dynamo.exc.UserError), known_padding(None):
+        fast(torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long))
+    dataset = texts(26)
+    for rows in (range(4), range(7, 11), range(20, 23)):
+        batch = to_device(collate([dataset[i] for i in rows]), CPU)
+        assert forward_tokens(fast, batch).shape == (len(rows), 5)
+    assert len(graphs) == 1
+
+
+def test_a_second_model_of_the_same_kind_has_its_own_hooks(monkeypatch):
+    """SST's and CFIMDB's are trained in one process."""
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        "torch.compile", lambda model, dynamic, mode: compile_(model, backend="eager")
+    )
+    batch = to_device(collate([texts(4)[i] for i in range(4)]), CPU)
+    seen = {}
+    for name in ("first", "second"):
+        model = tiny_classifier()
+
+        def note(*_, name=name):
+            seen[name] = seen.get(name, 0) + 1
+
+        if name != "first":
+            model.gpt.gpt_layers[0].out_dense.register_forward_hook(note)
+        for _ in range(2):
+            forward_tokens(compiled(model, "default"), batch)
+    assert set(seen) == {"second"}
+
+
+@pytest.mark.slow
+def test_evaluation_is_not_compiled(tmp_path):
+    seen = []
+
+    def evaluate(model):
+        seen.append(model)
+        return {"dev": 1.0}
+
+    model = Averager()
+    run(model, tmp_path, evaluate=evaluate, compile="default")
+    assert seen == [model] and model._compiled_call_impl is None
+
+
+@pytest.mark.slow
+def test_a_task_takes_the_flag_and_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    work_in(monkeypatch, tmp_path)
+    write_course("data")
+    write_model("model", dropout=0.1)
+    words = ["--data_dir", "data", "--model_size", "model", "--dataset", "sst", "--limit", "10"]
+    words += ["--fine-tune-mode", "full-model", "--epochs", "2", "--compile"]
+    call_main(monkeypatch, "classifier", *words, "--runs_dir", "whole")
+
+    def stop(record):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("engine.checkpoint.RunFolder.write_metrics", lambda *_: stop(_))
+        call_main(patch, "classifier", *words, "--runs_dir", "cut", "--save_minutes", "0")
+    call_main(monkeypatch, "classifier", *words, "--runs_dir", "cut", "--resume")
+    whole, cut = (load_tree(run_path(f, "*/best.safetensors"))["model"] for f in ("whole", "cut"))
+    assert same_bits(whole, cut)
+
+
+# -- what it cannot do -------------------------------------------------------------------------
+
+
+def broken_compiler(path, message: str) -> str:
+    """A C++ compiler that knows its version and nothing else."""
+    text = f'#!/bin/sh\n[ "$1" = --version ] && exec g++ --version\necho "{message}" >&2\nexit 1\n'
+    script = write(path, text)
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
+
+
+def test_a_machine_that_cannot_compile_says_so_in_one_line(tmp_path, monkeypatch):
+    missing = "fatal error: Python.h: No such file or directory"
+    monkeypatch.setattr(
+        "torch._inductor.config.cpp.cxx", (None, broken_compiler(tmp_path / "c++", missing))
+    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    with pytest.raises(InputError) as stop:
+        run(Averager(), tmp_path, compile="default")
+    message = str(stop.value)
+    assert message.startswith("--compile: ") and "leave --compile out" in message
+    assert "\n" not in message
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="something else"), compiler_errors("default"):
+        raise RuntimeError("something else")
+    assert compiled(Averager(), None).__class__ is Averager
+
+
+@pytest.mark.parametrize(
+    "flags, workers, said",
+    [
+        ("", "1", "CPUs have no CUDA graphs"),
+        ("--use_gpu --accumulate 2", "1", "not with --accumulate"),
+        ("--use_gpu", "2", "several workers"),
+    ],
+)
+def test_cuda_graphs_are_refused_where_they_would_lose_gradients(flags, workers, said, monkeypatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", workers)
+    with pytest.raises(InputError, match=said):
+        classifier.get_args(["--compile", CUDA_GRAPHS, *flags.split()])
+
+
+def test_batches_of_cuda_graphs_have_few_shapes():
+    dataset = texts(26)
+    shapes = {batch["token_ids"].shape for batch in make_loader(dataset, 4, multiple=8)}
+    assert {t for _, t in shapes} == {8, 16}
+    plain, padded = (next(iter(make_loader(dataset, 4, multiple=m))) for m in (1, 8))
+    t = plain["token_ids"].shape[1]
+    assert torch.equal(padded["token_ids"][:, :t], plain["token_ids"])
+    assert not padded["attention_mask"][:, t:].any()
+    assert padded["labels"].tolist() == plain["labels"].tolist()
+
+
+def test_the_flag_reaches_the_loader(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("engine.flags.make_loader", lambda *_, **how: seen.update(how))
+    from engine.flags import split_loader
+
+    for words, multiple in ([], 1), (["--compile"], 1), (["--compile", CUDA_GRAPHS], 8):
+        args = classifier.get_args([*words, "--use_gpu"])
+        split_loader(args, texts(3), "train", Worker(CPU), 8)
+        assert seen["multiple"] == multiple

@@ -1,0 +1,235 @@
+"""Several processes with shares of the batch do what one does with all of it; only one writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from course_files import WORKER, call_main, work_in, write, write_course, write_model
+from slow import slow_unless
+from tiny_run import run_path
+
+from engine.batches import LengthBuckets, make_loader
+from engine.checkpoint import load_tree
+from engine.errors import InputError
+from engine.files import ROOT
+from engine.parallel import Worker, copy_from_main, gather, start_worker, sum_over_workers
+
+RUNS = {
+    "sst": ["classifier", "--fine-tune-mode", "full-model", "--dataset", "sst"],
+    "features": ["classifier", "--fine-tune-mode", "last-linear-layer", "--dataset", "cfimdb"],
+    "paraphrase": ["paraphrase_detection", "--accumulate", "2", "--clip", "0.5"],
+    "sonnet": ["sonnet_generation", "--max_new_tokens", "4"],
+}
+FLAGS = ["--data_dir", "data", "--model_size", "model", "--epochs", "2", "--lr", "1e-3"]
+ROWS = 41  # the last common batch of 8 has one row: the second process gets none
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    work_in(monkeypatch, tmp_path)
+    write_course("data", rows=ROWS)
+    write_model("model")  # without dropout, which differs from process to process
+    return tmp_path
+
+
+def flags_of(name: str, batch_size: int) -> list[str]:
+    program, *flags = RUNS[name]
+    if program == "classifier":
+        flags += ["--hidden_dropout_prob", "0"]
+    return [program, *FLAGS, *flags, "--batch_size", str(batch_size)]
+
+
+def torchrun(script, *words) -> subprocess.CompletedProcess:
+    """The script in two processes that share the work over gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node=2", str(script), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
+
+
+def figures(folder: Path) -> list[dict]:
+    path = run_path(folder, "*/metrics.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", slow_unless("sst".__eq__, RUNS))
+def test_two_processes_at_half_the_batch_follow_the_single_one(name, place, monkeypatch):
+    program, *words = flags_of(name, 8)
+    call_main(monkeypatch, program, *words, "--runs_dir", "single")
+    alone = {path.name: path.read_bytes() for path in Path("predictions").iterdir()}
+
+    _, *words = flags_of(name, 4)
+    run = torchrun(ROOT / f"{program}.py", *words, "--runs_dir", "pair")
+    assert run.returncode == 0, run.stderr
+    pairs = list(zip(figures(place / "single"), figures(place / "pair"), strict=True))
+    assert len(pairs) == 2
+    for one, two in pairs:
+        for key in one.keys() - {"seconds"}:
+            assert two[key] == pytest.approx(one[key], abs=1e-5), key
+    one, two = (
+        load_tree(run_path(folder, "*/best.safetensors"))["model"] for folder in ("single", "pair")
+    )
+    for key in one:  # AdamW divides by tiny numbers at first: rounding shows
+        torch.testing.assert_close(two[key], one[key], atol=2e-4, rtol=1e-3, msg=key)
+    assert {path.name: path.read_bytes() for path in Path("predictions").iterdir()} == alone
+    said = run.stdout.splitlines()
+    assert sum(line.startswith("Epoch 0") for line in said) == 1
+    assert all(sum("predictions are in " + name in line for line in said) <= 1 for name in alone)
+
+
+KILLER = f"""import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import classifier, training
+
+save = training.Trainer.save
+
+def save_and_die(self):
+    save(self)
+    if self.progress.epoch == 1 and self.progress.step == 1:
+        if self.worker.is_main:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # torchrun ends it
+
+training.Trainer.save = save_and_die
+classifier.main()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_resume_to_the_same_bits(place):
+    program, *words = flags_of("sst", 4)
+    words[words.index("--hidden_dropout_prob") + 1] = "0.3"  # each has a random state of its own
+    words += ["--save_minutes", "0"]
+    script = ROOT / f"{program}.py"
+    assert torchrun(script, *words, "--runs_dir", "whole").returncode == 0
+    killed = torchrun(write("killer.py", KILLER), *words, "--runs_dir", "killed")
+    assert killed.returncode != 0
+    assert load_tree(run_path("killed", "*/last.safetensors"))["progress"]["epoch"] == 1
+    assert torchrun(script, *words, "--runs_dir", "killed", "--resume").returncode == 0
+    whole, resumed = (
+        load_tree(run_path(folder, "*/best.safetensors"))["model"] for folder in ("whole", "killed")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [f["train_loss"] for f in figures(place / "whole")] == [
+        f["train_loss"] for f in figures(place / "killed")
+    ]
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
+        (["--lrr", "1"], "unrecognized arguments: --lrr 1"),
+        (["--data_dir", "nowhere"], "nowhere/ids-sst-train.csv"),
+    ],
+)
+def test_a_mistake_is_said_once_and_ends_all_processes(wrong, said, place):
+    run = torchrun(ROOT / "classifier.py", *flags_of("sst", 4)[1:], *wrong)
+    assert run.returncode != 0
+    own = [line for line in run.stderr.splitlines() if line.startswith("error: ")]
+    assert len(own) == 1 and said in own[0]
+    assert "usage:" not in run.stderr and "Traceback" not in run.stderr.split(own[0])[0]
+
+
+# -- shares ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("rows", [1, 7, 24, 41])
+def test_the_shares_together_are_the_batches_of_one_process(rows, workers):
+    """In the same order, each row once, and no share larger than its batch size."""
+    lengths = [1 + i % 7 for i in range(rows)]
+    whole = LengthBuckets(lengths, 4 * workers, seed=3)
+    shares = [LengthBuckets(lengths, 4, seed=3, rank=r, workers=workers) for r in range(workers)]
+    for epoch in range(2):
+        for sampler in (whole, *shares):
+            sampler.set_epoch(epoch)
+        parts = [list(share) for share in shares]
+        assert {len(part) for part in parts} == {len(whole)} == {len(shares[0])}
+        for batch, *pieces in zip(whole, *parts, strict=True):
+            assert sorted(row for piece in pieces for row in piece) == sorted(batch)
+            assert max(map(len, pieces)) <= 4
+            assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
+
+
+def test_cfimdb_s_batch_of_8_is_shared_out():
+    import classifier
+
+    sizes = {}
+    for count in (1, 2, 3, 4, 8, 16):
+        seen = []
+
+        def note(dataset, batch_size, seen=seen, **how):
+            seen += [batch_size] * how.get("shuffle", False)
+            return make_loader(dataset, batch_size, **how)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("engine.flags.make_loader", note)
+            monkeypatch.setattr(
+                classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts)
+            )
+            args = classifier.get_args(
+                ["--data_dir", str(ROOT / "data" / "sample"), "--batch_size", "64"]
+            )
+            worker = Worker(torch.device("cpu"), rank=0, count=count)
+            classifier.build_loaders(args, "cfimdb", None, 512, worker)
+        sizes[count] = set(seen)
+    assert sizes == {1: {8}, 2: {4}, 3: {3}, 4: {2}, 8: {1}, 16: {1}}
+
+
+@pytest.mark.parametrize("device, sizes", [("cpu", {8}), ("cuda", {64})])
+def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, sizes):
+    """They fit, without gradients, and few launches are quicker than many."""
+    import classifier
+
+    args = classifier.get_args(["--data_dir", str(ROOT / "data" / "sample")])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts))
+        loaders = classifier.build_loaders(args, "sst", None, 9, Worker(torch.device(device)))
+    assert loaders["train"].batch_sampler.batch_size == 8
+    assert {loaders[split].batch_sampler.batch_size for split in ("dev", "test")} == sizes
+
+
+def test_a_single_process_talks_to_nobody():
+    assert sum_over_workers([1.5, 2.0], WORKER) == [1.5, 2.0]
+    tensor = torch.arange(3)
+    assert gather(tensor, WORKER)[0] is tensor
+    copy_from_main([tensor], WORKER)
+
+
+def test_asking_for_a_gpu_that_is_not_there_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="1 CUDA GPUs are visible, this process needs number 1"):
+        start_worker(use_gpu=True)
+
+
+REUSE = """
+import platform, resource, sys, torch
+from engine.parallel import start_worker
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if platform.libc_ver()[0] != "glibc":
+    sys.exit("no glibc")
+given_back = [page_faults() for _ in range(3)]
+start_worker(use_gpu=False)
+kept = [page_faults() for _ in range(30)]
+print(min(given_back), min(kept))
+"""
+
+
+def test_a_worker_on_a_cpu_keeps_the_memory_that_it_frees():
+    run = subprocess.run(
+        [sys.executable, "-c", REUSE], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if "no glibc" in run.stderr:
+        pytest.skip("not glibc")
+    given_back, kept = map(int, run.stdout.split())
+    assert given_back >= 32 and kept <= 4  # of 64 MiB: 32 pages at most if they are huge ones

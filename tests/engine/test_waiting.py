@@ -1,0 +1,79 @@
+"""A training step queues its work on a GPU and waits for nothing there.
+
+Stood in for by the meta device, where every operation has a shape and no number can be read.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from course_files import WORKER
+from tiny_run import TINY, tiny_classifier, trainer
+
+import classifier
+import paraphrase_detection
+import pretrain
+from engine.batches import TokenDataset, make_loader, next_token_labels
+from engine.parallel import Worker
+from engine.training import Trainer
+from evaluation import cross_entropy, predict
+
+META = Worker(torch.device("meta"))
+ROWS = 12
+
+
+def model_of(task):
+    if task is classifier:
+        return tiny_classifier(dropout=0.3)
+    settings = SimpleNamespace(pretrained=False, gpt_config=vars(TINY))
+    if task is paraphrase_detection:
+        settings.answer_tokens = [7, 11]
+        return paraphrase_detection.ParaphraseGPT(settings)
+    return pretrain.LanguageModel(settings)
+
+
+def loader_of(task):
+    texts = [list(range(1, 3 + i % 6)) for i in range(ROWS)]
+    labels = [next_token_labels(ids) if task is pretrain else i % 2 for i, ids in enumerate(texts)]
+    return make_loader(TokenDataset(texts, [f"row{i}" for i in range(ROWS)], labels), 2)
+
+
+def run_of(task, tmp_path, **options) -> Trainer:
+    model = model_of(task).to("meta")
+    return trainer(model, loader_of(task), task.loss_fn, tmp_path, META, **options)
+
+
+@pytest.mark.parametrize("task", [classifier, paraphrase_detection, pretrain])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
+    task, accumulate, tmp_path, monkeypatch
+):
+    looks = []
+    monkeypatch.setattr("engine.training.STEPS_UNREAD", {"meta": 4})
+    monkeypatch.setattr(Trainer, "_look_at_losses", lambda run: looks.append(len(run.unread)))
+    run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate)
+    run.train_epoch()
+    steps = ROWS // 2 // accumulate
+    assert run.progress.step == steps == len(run.unread)
+    assert looks == [*range(4, steps + 1), steps]
+
+
+def test_a_step_that_looks_is_found(tmp_path, monkeypatch):
+    """The stand-in sees what it is there for."""
+    monkeypatch.setattr("engine.training.count_correct", lambda logits, batch: float(logits.sum()))
+    with pytest.raises(RuntimeError, match="meta"):
+        run_of(classifier, tmp_path).train_epoch()
+
+
+@pytest.mark.parametrize("figure", ["classes", "loss"])
+def test_an_evaluation_looks_once_after_all_batches(figure, monkeypatch):
+    model, loader = model_of(classifier).to("meta"), loader_of(classifier)
+    batches = []
+    model.register_forward_hook(lambda *_: batches.append(1))
+    with pytest.raises(RuntimeError, match="meta"):
+        if figure == "classes":
+            predict(model, loader, META.device)
+        else:
+            cross_entropy(model, loader, classifier.loss_fn, META.device)
+    assert len(batches) == len(loader)
+    assert len(predict(model_of(classifier), loader, WORKER.device).predicted) == ROWS
