@@ -57,10 +57,9 @@ def search(args, study) -> Iterator[str]:
     retry_interrupted(study)
     failures = 0
     while len(done := ended(study)) < args.trials:
-        study.sampler = optuna.samplers.TPESampler(
-            n_startup_trials=STARTUP, seed=sampler_seed(args, study)
-        )
         trial = study.ask()
+        seed = sampler_seed(args, study, trial)
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=seed)
         try:
             value = run_trial(args, trial)
             outcome, state = f"{args.metric} {value:.4f}", TrialState.COMPLETE

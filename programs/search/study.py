@@ -85,9 +85,10 @@ def _is_alive(process: int) -> bool:
     return True
 
 
-def sampler_seed(args, study) -> int:
-    """Of the next trial, by the place that it would have if none had been interrupted."""
-    trials = study.get_trials(deepcopy=False)
-    waiting = sum(trial.state.name == "WAITING" for trial in trials)
-    place = len(trials) - waiting - len(study.user_attrs.get("retried", []))
+def sampler_seed(args, study, trial) -> int:
+    """Of a trial, by the place that it would have if none had been interrupted.
+
+    No two processes of a study have the same: each trial's number is given once.
+    """
+    place = trial.number - len(study.user_attrs.get("retried", []))
     return zlib.crc32(f"{args.seed}:{place}".encode())
