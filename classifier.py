@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from engine.batches import TokenDataset, batch_loader, make_loader, tokenise
 from engine.checkpoint import RunFolder, load_model
 from engine.extension import apply_extensions, load_extensions
+from engine.fast.gpt2 import accelerate
 from engine.flags import (
     add_fit_arguments,
     add_max_length,
@@ -34,12 +35,12 @@ from engine.flags import (
     split_loader,
     take_over,
 )
+from engine.hub import backbone
 from engine.parallel import Worker, joined_worker
 from engine.prediction_files import write_predictions, write_record
 from engine.records import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
 from engine.training import fit
 from evaluation import accuracy_and_f1, predict
-from models.gpt2 import backbone
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -53,6 +54,8 @@ class GPT2SentimentClassifier(nn.Module):
     "last-linear-layer" trains that layer alone, "full-model" everything.
     """
 
+    reads_last_token_only = True
+
     def __init__(self, config):
         super().__init__()
         self.num_labels = config.num_labels
@@ -64,7 +67,7 @@ class GPT2SentimentClassifier(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         """(b, t) -> logits (b, num_labels)."""
-        return self.classify(self.gpt(input_ids, attention_mask, last_only=True)["last_token"])
+        return self.classify(self.gpt(input_ids, attention_mask)["last_token"])
 
     def classify(self, features):
         """Last-token features (b, d) -> logits (b, num_labels)."""
@@ -86,7 +89,7 @@ class FrozenFeatures(torch.utils.data.Dataset):
         with torch.no_grad():
             for batch in loader:
                 token_ids, mask = batch["token_ids"].to(device), batch["attention_mask"].to(device)
-                last_token = model.gpt(token_ids, mask, last_only=True)["last_token"]
+                last_token = model.gpt(token_ids, mask)["last_token"]
                 self.features[batch["indices"]] = last_token.float().cpu()
         self.lengths = [1] * len(tokens)
 
@@ -123,6 +126,7 @@ def forward_features(model, batch: dict):
 def build_model(config, pretrained: bool = True) -> GPT2SentimentClassifier:
     """The one constructor, for training and for loading; config as in the checkpoint's settings."""
     model = GPT2SentimentClassifier(SimpleNamespace(**vars(config), pretrained=pretrained))
+    accelerate(model, extended=bool(config.extension))
     apply_extensions(model, load_extensions(config.extension))
     return model
 

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from engine.batches import TokenDataset, tokenise
 from engine.checkpoint import RunFolder, load_model
 from engine.extension import apply_extensions, load_extensions
+from engine.fast.gpt2 import accelerate
 from engine.flags import (
     add_data_dir,
     add_fit_arguments,
@@ -34,12 +35,12 @@ from engine.flags import (
     split_loader,
     take_over,
 )
+from engine.hub import backbone
 from engine.parallel import Worker, joined_worker
 from engine.prediction_files import ANSWER_TOKENS, write_predictions, write_record
 from engine.records import PairRecord, data_path, read_pairs, warn_of_rows_in_both
 from engine.training import fit
 from evaluation import model_eval_paraphrase, model_test_paraphrase
-from models.gpt2 import backbone
 
 TASK = "paraphrase"
 
@@ -50,6 +51,8 @@ class ParaphraseGPT(nn.Module):
     args: those of `backbone`, and `answer_tokens`, the ids of "no" and "yes" (default GPT-2's).
     """
 
+    reads_last_token_only = True
+
     def __init__(self, args):
         super().__init__()
         self.gpt = backbone(args)
@@ -58,7 +61,7 @@ class ParaphraseGPT(nn.Module):
 
     def forward(self, input_ids, attention_mask):
         """(b, t) -> logits (b, 2) of "no" and "yes" after the last real token."""
-        last_token = self.gpt(input_ids, attention_mask, last_only=True)["last_token"]
+        last_token = self.gpt(input_ids, attention_mask)["last_token"]
         return F.linear(last_token, self.gpt.word_embedding.weight[self.answer_tokens])
 
 
@@ -108,6 +111,7 @@ def answer_tokens(tokenizer) -> list[int]:
 def build_model(args, pretrained: bool = True) -> ParaphraseGPT:
     """The one constructor, for training and for loading; args as in the checkpoint's settings."""
     model = ParaphraseGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
+    accelerate(model, extended=bool(args.extension))
     apply_extensions(model, load_extensions(args.extension))
     return model
 

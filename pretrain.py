@@ -20,7 +20,7 @@ from types import SimpleNamespace
 
 from engine.errors import InputError, Parser, command
 from engine.files import atomic_write, check_writable
-from engine.hub import load_tokenizer
+from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 from engine.parallel import seed_everything
 
 # isort: split
@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from config import SIZES, GPT2Config
-from engine.batches import batch_loader
+from engine.batches import batch_loader, next_token_loss
 from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import (
     BlockBatches,
@@ -43,13 +43,14 @@ from engine.corpus import (
 )
 from engine.extension import Extension, apply_extensions, load_extensions
 from engine.fast.adamw import FusedAdamW
+from engine.fast.gpt2 import accelerate
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
+from engine.hub import backbone
 from engine.parallel import Worker, joined_worker, wait_for_main
 from engine.stages import tokens_per_step, write_making
 from engine.training import fit
 from evaluation import cross_entropy, perplexity
-from models.gpt2 import GPT2Model, backbone, next_token_loss
 
 TASK = "pretrain"
 SHAPES = {
@@ -144,8 +145,9 @@ def build_model(args, pretrained: bool = True) -> LanguageModel:
     """The one constructor, for training and for loading; --init names weights to begin with."""
     model = LanguageModel(SimpleNamespace(gpt_config=args.gpt_config, pretrained=False))
     if pretrained and args.init:
-        start = GPT2Model.from_pretrained(args.init)
+        start = load_gpt2(args.init)
         load_trainable_state(model.gpt, start.state_dict(), args.init)
+    accelerate(model, extended=bool(args.extension))
     apply_extensions(model, load_extensions(args.extension))
     return model
 
@@ -294,7 +296,7 @@ def save(args, model: LanguageModel, tokenizer) -> None:
         hidden_dropout_prob=defaults.hidden_dropout_prob,
         attention_probs_dropout_prob=defaults.attention_probs_dropout_prob,
     )
-    gpt.save_pretrained(out, end_token=tokenizer.eos_token_id)
+    save_gpt2(gpt, out, end_token=tokenizer.eos_token_id)
     save_tokenizer(tokenizer, out)
 
 

@@ -6,7 +6,7 @@ Hidden states after every layer and logits, for right- and left-padded batches, 
 import sys
 
 from engine.errors import Parser, command
-from engine.hub import checkpoint_folder
+from engine.hub import checkpoint_folder, load_gpt2
 from utils import model_size_to_params
 
 # isort: split
@@ -62,7 +62,7 @@ def main():
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("model_size", nargs="?", default="gpt2", help="a size, hub name or folder")
     model_size = parser.parse_args().model_size
-    ours = GPT2Model.from_pretrained(model_size, **model_size_to_params(model_size))
+    ours = load_gpt2(model_size, **model_size_to_params(model_size))
 
     from transformers import GPT2LMHeadModel
 

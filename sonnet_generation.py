@@ -19,10 +19,11 @@ from engine.parallel import seed_everything
 import torch
 from torch import nn
 
-from engine.batches import TokenDataset, collate, next_token_labels, tokenise
+from engine.batches import TokenDataset, collate, next_token_labels, next_token_loss, tokenise
 from engine.checkpoint import RunFolder, load_model
 from engine.extension import apply_extensions, load_extensions
 from engine.fast.compiling import CUDA_GRAPHS
+from engine.fast.gpt2 import accelerate
 from engine.flags import (
     add_data_dir,
     add_fit_arguments,
@@ -36,6 +37,7 @@ from engine.flags import (
     take_over,
 )
 from engine.generation import generate
+from engine.hub import backbone
 from engine.parallel import Worker, joined_worker
 from engine.prediction_files import write_record, write_sonnets
 from engine.records import Record, data_path, read_sonnets, warn_of_rows_in_both
@@ -51,7 +53,6 @@ from evaluation import (
     report_table,
     sonnet_report,
 )
-from models.gpt2 import backbone, next_token_loss
 
 TASK = "sonnet"
 
@@ -118,6 +119,7 @@ def prompt_dataset(model: SonnetGPT, prompts: list[Record], where) -> TokenDatas
 def build_model(args, pretrained: bool = True) -> SonnetGPT:
     """The one constructor, for training and for loading; args as in the checkpoint's settings."""
     model = SonnetGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
+    accelerate(model, extended=bool(args.extension))
     apply_extensions(model, load_extensions(args.extension))
     return model
 

@@ -32,9 +32,10 @@ from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.extension import load_extensions
+from engine.fast.attention import fused_causal_attention
 from engine.parallel import start_worker
 from engine.training import FitOptions, Trainer
-from modules.attention import causal_attention, fused_causal_attention
+from modules.attention import causal_attention
 from pretrain import SHAPES
 
 PLAIN = ""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from classifier import NUM_LABELS
+from config import GPT2Config
 from engine.batches import LengthBuckets, tokenise
 from engine.hub import checkpoint_folder, load_tokenizer
 from engine.records import Record, data_file, read_pairs, read_sentiment, read_sonnets
@@ -112,7 +113,7 @@ class Workload:
     def __init__(self, job: Job, settings: Settings):
         self.job, self.settings = job, settings
         self.folder = checkpoint_folder(settings.model_size)
-        self.config = read_config(self.folder / "config.json")
+        self.config = GPT2Config(**read_config(self.folder))
         self.tokenizer = load_tokenizer(settings.model_size)
         self.rows: list[Record] = []
         self.dev: list[Record] = []

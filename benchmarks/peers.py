@@ -23,7 +23,6 @@ from engine.generation import generate
 from engine.parallel import start_worker
 from engine.training import Trainer
 from evaluation import predict
-from models.base_gpt import read_weights
 
 PROGRAMS = dict.fromkeys(NUM_LABELS, classifier) | {
     "paraphrase": paraphrase_detection,
@@ -45,7 +44,11 @@ class Starter(Peer):
             labels = self.load.classes
             model = starter.StarterSentimentClassifier(config, labels, DROPOUT, self.job.mode)
             _set_head(model.classifier, self.load.head())
-        starter.load_huggingface(model.gpt, read_weights(self.load.folder))
+        from transformers import GPT2LMHeadModel
+
+        starter.load_huggingface(
+            model.gpt, GPT2LMHeadModel.from_pretrained(self.load.folder).state_dict()
+        )
         return model
 
     def output_layer(self):

@@ -15,8 +15,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import Parser, command
+from engine.fast.gpt2 import accelerate
 from engine.files import atomic_path
-from engine.hub import load_tokenizer
+from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 from engine.parallel import seed_everything
 
 # isort: split
@@ -53,7 +54,7 @@ class Bench:
         self.flags.gpt_config = asdict(shape)
         self.scratch = Path(tempfile.mkdtemp(prefix="bench-pretrain-"))
         torch.manual_seed(args.seed)
-        pretrain.build_model(self.flags).gpt.save_pretrained(self.scratch / "start")
+        save_gpt2(pretrain.build_model(self.flags).gpt, self.scratch / "start")
         self.curves: dict[str, list[float]] = {}
 
     def loader(self):
@@ -62,7 +63,8 @@ class Bench:
     def ours(self) -> float:
         """Seconds of training through `fit`, as pretrain.py does it, without its checkpoints."""
         model = pretrain.build_model(self.flags)
-        model.gpt = pretrain.GPT2Model.from_pretrained(str(self.scratch / "start"))
+        model.gpt = load_gpt2(str(self.scratch / "start"))
+        accelerate(model)
         progress = fit(
             model.to(self.worker.device),
             self.loader(),

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import InputError, Parser, command
+from engine.hub import save_gpt2
 
 # isort: split
 
@@ -27,7 +28,7 @@ def write_random_checkpoint(size: str, tokenizer: Path, out: Path, seed: int = 0
     if not files:
         raise InputError(f"{tokenizer}: none of {', '.join(TOKENIZER_FILES)} is in this folder")
     torch.manual_seed(seed)
-    GPT2Model(SIZES[size]).save_pretrained(out)
+    save_gpt2(GPT2Model(SIZES[size]), out)
     for file in files:
         shutil.copyfile(file, out / file.name)
 

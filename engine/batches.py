@@ -9,11 +9,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from engine.errors import InputError, some
-from models.gpt2 import IGNORED_LABEL, is_right_padded, known_padding
 
+IGNORED_LABEL = -100
 WINDOW = 50  # batches: sorting by length happens inside windows of so many
 
 
@@ -79,6 +80,16 @@ def tokenise(
 def next_token_labels(token_ids: list[int]) -> list[int]:
     """The token that follows each position; nothing follows the last."""
     return [*token_ids[1:], IGNORED_LABEL]
+
+
+def next_token_loss(logits, labels, reduction: str = "mean"):
+    """Cross-entropy of logits (b, t, v) against labels (b, t), in nats.
+
+    labels[:, i] is the token that follows position i, or IGNORED_LABEL where nothing is learnt.
+    """
+    return F.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction
+    )
 
 
 def collate(examples: list[dict], multiple: int = 1) -> dict:
@@ -174,9 +185,8 @@ def batch_loader(dataset, batch_sampler, *, collate) -> DataLoader:
 
 
 def forward_tokens(model, batch: dict):
-    """The usual inputs of a task's model, with what `to_device` saw of the padding."""
-    with known_padding(batch.get("right_padded")):
-        return model(batch["token_ids"], batch["attention_mask"])
+    """The usual inputs of a task's model."""
+    return model(batch["token_ids"], batch["attention_mask"])
 
 
 def count_targets(batch: dict) -> int:
@@ -193,11 +203,16 @@ def split_batch(batch: dict, rows: int | None) -> list[dict]:
 
 
 def to_device(batch: dict, device) -> dict:
-    """The batch there, and `right_padded`: on the host it costs nothing to look at a mask."""
-    moved = {
+    """The batch there; padding that is not on the right is refused, since models rely on it."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.device.type == "cpu" and not is_right_padded(mask):
+        raise ValueError("a batch must be padded on the right")
+    return {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
-    if "attention_mask" in batch and "right_padded" not in batch:
-        moved["right_padded"] = is_right_padded(batch["attention_mask"])
-    return moved
+
+
+def is_right_padded(attention_mask) -> bool:
+    """Whether every row of (b, t) is ones, then zeros. On a GPU, looking at it waits for it."""
+    return bool((attention_mask[..., 1:] <= attention_mask[..., :-1]).all())

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from engine.checkpoint import RunFolder
 from engine.errors import InputError, did_you_mean
+from engine.fast.attention import DENSE
 from engine.files import ROOT
 
 
@@ -58,6 +59,22 @@ def apply_extensions(model, extensions: Iterable[Extension]) -> None:
         model.gpt.requires_grad_(False)
     for extension in extensions:
         extension.prepare_model(model)
+
+
+def replace_attention(model, attend, *, who: str, takes_prefix: bool) -> None:
+    """Put a function with the signature of `causal_attention` in the place of dense attention.
+
+    who: the technique, for errors. takes_prefix: whether it is right with more keys than queries,
+    which a prefix (extensions/prefix.py) brings; one that comes later asks for the same.
+    """
+    for layer in model.gpt.gpt_layers:
+        attention = layer.self_attention
+        prefix = getattr(attention, "prefix", None)
+        place = prefix or attention
+        if place.attend not in DENSE or (prefix and not takes_prefix):
+            raise InputError(f"{who}: it goes with no {'prefix' if prefix else 'other attention'}")
+        attention.takes_prefix = takes_prefix
+        place.attend = attend
 
 
 def load_extensions(flags: Iterable[str]) -> list[Extension]:

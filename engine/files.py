@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -58,7 +59,10 @@ def sync(path) -> None:
 def remove_leftovers(folder, name: str | None = None) -> None:
     """Delete the temporary files that a killed run left in a folder, those of one file or all."""
     for leftover in Path(folder).glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def check_writable(path) -> None:

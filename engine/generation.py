@@ -5,15 +5,16 @@ position: new keys and values overwrite the row's padding, and a key is visible 
 when its position is not later. So each row gets what it would get alone.
 """
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from engine.batches import is_right_padded
 from engine.errors import InputError
 from engine.fast.cuda_graph import recorded
-from engine.fast.last_token import states_at
-from models.gpt2 import is_right_padded
+from models.gpt2 import states_at
 
 ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
 
@@ -38,6 +39,10 @@ class LayerCache:
         self.value.scatter_(2, index, value)
         return self.key[:, :, : self.length], self.value[:, :, : self.length]
 
+    def attend(self, attend, query, key, value, padding_mask, dropout):
+        """`attend`, with all keys and values so far in the place of the new ones."""
+        return attend(query, *self.extend(key, value), padding_mask, dropout)
+
 
 class CachedDecoder:
     """A GPT-2 that reads each token once: earlier positions are remembered, not recomputed.
@@ -61,12 +66,15 @@ class CachedDecoder:
         self.length = min(self.length + token_ids.shape[1], capacity)
         if self.fixed and not first:
             self.length = capacity
-        hidden_states = self.model.embed(token_ids, positions)
+        model = self.model
+        embedded = model.word_embedding(token_ids) + model.pos_embedding(positions)
+        hidden_states = model.embed_dropout(embedded)
         mask = None if first else self._hide_later_keys(positions, hidden_states.dtype)
-        for layer, cache in zip(self.model.gpt_layers, self.caches, strict=True):
+        for layer, cache in zip(model.gpt_layers, self.caches, strict=True):
             cache.positions, cache.length = positions, self.length
-            hidden_states = layer(hidden_states, mask, cache)
-        return self.model.final_layer_norm(hidden_states)
+            with replaced_attention(layer.self_attention, cache):
+                hidden_states = layer(hidden_states, mask)
+        return model.final_layer_norm(hidden_states)
 
     def logits(self, token_ids, positions):
         """Read tokens (b, 1) at positions (b, 1); returns the logits (b, v) of the next ones."""
@@ -77,6 +85,20 @@ class CachedDecoder:
         later = torch.arange(self.length, device=positions.device) > positions[:, :, None]
         mask = torch.zeros(later.shape, dtype=dtype, device=positions.device)
         return mask.masked_fill(later, torch.finfo(dtype).min)[:, None]
+
+
+@contextlib.contextmanager
+def replaced_attention(attention, cache: LayerCache):
+    """Within it a layer attends through its cache, by whatever kind of attention it has."""
+    own, original = "attend" in vars(attention), attention.attend
+    attention.attend = partial(cache.attend, original)
+    try:
+        yield
+    finally:
+        if own:
+            attention.attend = original
+        else:
+            del attention.attend
 
 
 @torch.no_grad()

@@ -1,14 +1,21 @@
-"""Where a model's files are: a bundled folder, the user's own, or HuggingFace's hub and cache."""
+"""Models by name: a bundled folder, the user's own, or HuggingFace's hub; loading and saving."""
 
+import contextlib
 import json
 import socket
+import tempfile
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from pickle import UnpicklingError
 
-from config import SIZES
+from safetensors import SafetensorError
+
+from config import SIZES, GPT2Config
 from engine.errors import InputError, did_you_mean
-from engine.files import ROOT
+from engine.files import ROOT, atomic_path, remove_leftovers
+from models.base_gpt import read_config
+from models.gpt2 import GPT2Model
 
 BUNDLED = {"gpt2-mini": ROOT / "pretrained" / "gpt2-mini"}
 ORGANISATION = "openai-community/"  # the hub knows the published sizes with and without it
@@ -16,6 +23,12 @@ WEIGHT_FILES = (("config.json", "model.safetensors"), ("config.json", "pytorch_m
 TOKENIZER_FILES = (
     ("config.json", "tokenizer.json"),
     ("config.json", "vocab.json", "merges.txt"),
+)
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS += tuple(f"{name}.index.json" for name in WEIGHTS)  # of shards
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
+    *(SafetensorError, UnpicklingError),
 )
 
 
@@ -116,3 +129,70 @@ def load_tokenizer(model_size: str = "gpt2"):
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+@contextlib.contextmanager
+def quiet_transformers():
+    """Without transformers' progress bars and reports: what matters in them is an error of ours."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def load_gpt2(model_size: str = "gpt2", **shape) -> GPT2Model:
+    """`GPT2Model.from_pretrained` for a size name, a bundled one, a hub name or a folder.
+
+    shape: its d, l, num_heads. What is wrong with the files is an InputError.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    folder = checkpoint_folder(model_size)
+    file = folder / "config.json"
+    if not file.exists():
+        raise InputError(f"{file}: not found: this folder is no HuggingFace checkpoint")
+    try:
+        with quiet_transformers():
+            read_config(folder)
+            file = next((path for name in WEIGHTS if (path := folder / name).exists()), folder)
+            return GPT2Model.from_pretrained(folder, **shape)
+    except (*UNREADABLE, StrictDataclassError) as error:
+        reason = " ".join(f"{error}".split()).partition(". ")[0] or type(error).__name__
+        if isinstance(error, UnpicklingError):
+            reason = "no pickle, or one of more than weights, which is refused"
+        if reason.startswith(f"{folder}: "):  # the lesson's own message
+            raise InputError(f"{reason}: copy the checkpoint again") from error
+        raise InputError(f"{file}: {reason[:300]}: copy the checkpoint again") from error
+
+
+def save_gpt2(gpt: GPT2Model, folder, end_token: int | None = None) -> None:
+    """`GPT2Model.save_pretrained`, each file whole or not at all, config.json last."""
+    folder = Path(folder)
+    remove_leftovers(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = {"dir": folder, "prefix": ".saving.", "suffix": ".tmp"}
+    with tempfile.TemporaryDirectory(**beside) as scratch, quiet_transformers():
+        gpt.save_pretrained(scratch, end_token)
+        for file in sorted(Path(scratch).iterdir(), reverse=True):
+            with atomic_path(folder / file.name) as path:
+                file.replace(path)
+
+
+def backbone(settings) -> GPT2Model:
+    """The GPT-2 under a task's model, as the task's settings ask for it.
+
+    They name a checkpoint: `model_size` (default gpt2), `d`, `l`, `num_heads` (from_pretrained).
+    With `pretrained` False only its shape is built, `gpt_config`, to be filled from a checkpoint.
+    """
+    if not getattr(settings, "pretrained", True):
+        return GPT2Model(GPT2Config(**settings.gpt_config))
+    given = vars(settings)
+    shape = {name: given[name] for name in ("d", "l", "num_heads") if name in given}
+    return load_gpt2(getattr(settings, "model_size", "gpt2"), **shape)

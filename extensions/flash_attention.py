@@ -28,8 +28,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from engine.errors import InputError, optional
-from engine.extension import Extension
-from modules.attention import CausalSelfAttention
+from engine.extension import Extension, replace_attention
 
 WIDEST_HEAD = 128  # that Triton's kernels are for
 
@@ -53,12 +52,7 @@ class FlashAttention(Extension):
 
     def prepare_model(self, model) -> None:
         attend = functools.partial(flash_attention, block=self.block, kernel=self.kernel)
-        for layer in model.gpt.gpt_layers:
-            attention = layer.self_attention
-            place = getattr(attention, "prefix", attention)  # a prefix passes on to another one
-            if place.attend is not CausalSelfAttention.attend:
-                raise InputError("flash_attention: it goes with no other attention")
-            place.attend = attend
+        replace_attention(model, attend, who="flash_attention", takes_prefix=True)
 
 
 def flash_attention(

@@ -35,8 +35,8 @@ class GradientCheckpointing(Extension):
             layer.forward = functools.partial(_forgetful, layer, layer.forward)
 
 
-def _forgetful(layer, forward, hidden_states, attention_mask, cache=None):
+def _forgetful(layer, forward, hidden_states, attention_mask):
     """The layer's forward pass; while it trains, its intermediate results are not kept."""
-    if not layer.training or cache is not None:
-        return forward(hidden_states, attention_mask, cache)
+    if not layer.training:
+        return forward(hidden_states, attention_mask)
     return checkpoint(forward, hidden_states, attention_mask, use_reentrant=False)

@@ -32,6 +32,8 @@ class Prefix(Extension):
     def prepare_model(self, model) -> None:
         for layer in model.gpt.gpt_layers:
             attention = layer.self_attention
+            if not getattr(attention, "takes_prefix", True):
+                raise InputError("prefix: this run's attention takes no prefix")
             h, d = attention.num_attention_heads, attention.key.weight.shape[0]
             attention.prefix = LearntPrefix(
                 self.length, heads=h, head_size=d // h, attend=attention.attend

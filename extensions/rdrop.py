@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from engine.batches import forward_tokens
+from engine.batches import IGNORED_LABEL, forward_tokens
 from engine.errors import InputError
 from engine.extension import Extension
-from models.gpt2 import IGNORED_LABEL
 
 
 @dataclass

@@ -60,6 +60,7 @@ class ReFT(Extension):
             layer.edit = Edit(len(like), self.rank, self.dropout).to(like)
             layer.register_forward_hook(functools.partial(_edit_output, positions))
         gpt.encode = functools.partial(positions.known_while, gpt.encode)
+        gpt.pos_embedding.register_forward_pre_hook(positions.see)
 
     def _chosen(self, layers) -> list:
         if self.layers == "all":
@@ -80,6 +81,11 @@ class Positions:
     def __init__(self, first: int, last: int):
         self.first, self.last = first, last
         self.edited = None  # (b, t)
+        self.seen = None  # (t,) or (b, t): the positions that were embedded last
+
+    def see(self, embedding, inputs) -> None:
+        """A hook of the position embedding: the one thing that always knows the positions."""
+        [self.seen] = inputs
 
     def known_while(self, encode, hidden_states, attention_mask):
         """`GPT2Model.encode`, with the padding that only it sees told to the layers' edits."""
@@ -92,13 +98,13 @@ class Positions:
         finally:
             self.edited = None
 
-    def of(self, cache) -> torch.Tensor:
-        """(b, t), true where the current output is edited; a cache knows its own positions."""
-        if cache is None:
+    def current(self) -> torch.Tensor:
+        """(b, t), true where the current output is edited; texts that grow do not pass encode."""
+        if self.edited is not None:
             return self.edited
         if self.last:
             raise InputError("reft: last positions are for texts that do not grow: give last=0")
-        return cache.positions < self.first
+        return self.seen < self.first
 
 
 def ends(real, *, first: int, last: int) -> torch.Tensor:
@@ -108,8 +114,7 @@ def ends(real, *, first: int, last: int) -> torch.Tensor:
 
 
 def _edit_output(positions: Positions, layer, inputs, output):
-    cache = inputs[2] if len(inputs) > 2 else None
-    return torch.where(positions.of(cache)[:, :, None], layer.edit(output), output)
+    return torch.where(positions.current()[:, :, None], layer.edit(output), output)
 
 
 class Edit(nn.Module):

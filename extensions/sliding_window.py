@@ -19,7 +19,7 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from engine.extension import Extension
+from engine.extension import Extension, replace_attention
 
 
 @dataclass
@@ -36,10 +36,7 @@ class SlidingWindow(Extension):
 
     def prepare_model(self, model) -> None:
         attend = functools.partial(windowed_attention, window=self.window, sinks=self.sinks)
-        for layer in model.gpt.gpt_layers:
-            if "attend" in vars(layer.self_attention):
-                raise InputError("sliding_window: it goes with no prefix or other attention")
-            layer.self_attention.attend = attend
+        replace_attention(model, attend, who="sliding_window", takes_prefix=False)
 
 
 def windowed_attention(query, key, value, padding_mask, dropout, *, window: int, sinks: int):

@@ -24,11 +24,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from engine.batches import forward_tokens
+from engine.batches import IGNORED_LABEL, forward_tokens
 from engine.errors import InputError
 from engine.extension import Extension
 from extensions.averaged_weights import AveragedWeights
-from models.gpt2 import IGNORED_LABEL
 
 
 @dataclass

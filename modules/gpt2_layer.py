@@ -32,11 +32,12 @@ class GPT2Layer(nn.Module):
         """The residual connection: input (b, t, d) + dropout(dense_layer(output))."""
         return input + dropout(dense_layer(output))
 
-    def forward(self, hidden_states, attention_mask, cache=None):
-        """hidden_states: (b, t, d); attention_mask: (b, 1, 1, s), added to scores, or None."""
-        attended = self.self_attention(
-            self.attention_layer_norm(hidden_states), attention_mask, cache
-        )
+    def forward(self, hidden_states, attention_mask):
+        """hidden_states: (b, t, d) -> (b, t, d).
+
+        attention_mask: (b, 1, 1, t), added to the scores, or None where nothing is to be hidden.
+        """
+        attended = self.self_attention(self.attention_layer_norm(hidden_states), attention_mask)
         hidden_states = self.add(
             hidden_states, attended, self.attention_dense, self.attention_dropout
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import Parser, command
-from engine.hub import load_tokenizer
+from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 
 # isort: split
 
@@ -33,10 +33,10 @@ def flags_of(start: str, seed: int, folder: str) -> list[str]:
 def random_model(folder: str, seed: int) -> str:
     """gpt2-mini's shape and tokenizer with weights as before pre-training, in a folder there."""
     folder = Path(folder) / "random"
-    config = GPT2Model.from_pretrained("gpt2-mini").config
+    config = load_gpt2("gpt2-mini").config
     tokenizer = load_tokenizer("gpt2-mini")
     torch.manual_seed(seed)
-    GPT2Model(replace(config)).save_pretrained(folder, end_token=tokenizer.eos_token_id)
+    save_gpt2(GPT2Model(replace(config)), folder, end_token=tokenizer.eos_token_id)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -146,14 +146,14 @@ CHECKPOINTS = [
 ]
 
 MODELS = [
-    file("weights truncated", "c", WEIGHTS, "cannot be read|copy", 0.5),
-    file("weights cut in the header", "p", WEIGHTS, "cannot be read|copy", 0.001),
-    file("weights empty", "s", WEIGHTS, "cannot be read|copy", ""),
+    file("weights truncated", "c", WEIGHTS, "header|copy", 0.5),
+    file("weights cut in the header", "p", WEIGHTS, "header|copy", 0.001),
+    file("weights empty", "s", WEIGHTS, "header|copy", ""),
     folder("no weights", "c", WEIGHTS, "model: |model.safetensors|pytorch_model.bin|copy", None),
     instead_of_weights("pickle garbage", "model/pytorch_model.bin", "copy", b"garbage"),
     instead_of_weights("index garbage", "model/model.safetensors.index.json", "copy", b"{"),
     file("no config", "s", CONFIG, "not found", None),
-    file("config garbage", "s", CONFIG, "not JSON|copy", "{"),
+    file("config garbage", "s", CONFIG, "not a valid JSON|copy", "{"),
     folder("tokenizer garbage", "c", TOKENIZER, "model: |cannot be read|copy", "{garbage"),
     folder("tokenizer truncated", "s", TOKENIZER, "model: |cannot be read|copy", 0.5),
     folder("strange tokenizer", "p", TOKENIZER, "model: |cannot be read|copy", '{"version": "1"}'),

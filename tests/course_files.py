@@ -10,6 +10,7 @@ import torch
 from config import GPT2Config
 from engine.corpus import train_tokenizer
 from engine.files import ROOT
+from engine.hub import save_gpt2
 from engine.parallel import Worker
 from models.gpt2 import GPT2Model
 
@@ -97,7 +98,7 @@ def make_gpt2(folder, texts: list[str], vocab_size: int, seed: int = 0, **shape)
     tokenizer = train_tokenizer(texts, vocab_size)
     shape = {"intermediate_size": 4 * shape["hidden_size"], **shape}
     torch.manual_seed(seed)
-    GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    save_gpt2(GPT2Model(GPT2Config(vocab_size=len(tokenizer), **shape)), folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -11,9 +11,8 @@ from transformers import AutoModelForCausalLM
 import sanity_check
 from engine.corpus import END_OF_TEXT
 from engine.files import ROOT
-from engine.hub import BUNDLED, load_tokenizer
+from engine.hub import BUNDLED, load_gpt2, load_tokenizer
 from engine.records import read_sonnets
-from models.gpt2 import GPT2Model
 
 FOLDER = BUNDLED["gpt2-mini"]
 TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]
@@ -31,7 +30,7 @@ def test_it_is_small_and_its_weights_are_float16():
 
 
 def test_it_has_the_promised_shape():
-    config = GPT2Model.from_pretrained("gpt2-mini").config
+    config = load_gpt2("gpt2-mini").config
     assert (config.vocab_size, config.max_position_embeddings) == (8192, 1024)
     assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.1
 
@@ -45,7 +44,7 @@ def test_yes_and_no_are_one_token_each():
 
 
 def test_transformers_loads_it_with_equal_hidden_states_and_logits():
-    ours = GPT2Model.from_pretrained("gpt2-mini").eval()
+    ours = load_gpt2("gpt2-mini").eval()
     theirs = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
     tokens, mask = sanity_check.example_batch(8192)
     differences = sanity_check.largest_differences(ours, theirs, tokens, mask)
@@ -54,7 +53,7 @@ def test_transformers_loads_it_with_equal_hidden_states_and_logits():
 
 def test_it_has_learnt_english(facts):
     """Text of this project's own, in bits a byte: noise has 8, the words' frequencies over 2.2."""
-    tokenizer, model = load_tokenizer("gpt2-mini"), GPT2Model.from_pretrained("gpt2-mini").eval()
+    tokenizer, model = load_tokenizer("gpt2-mini"), load_gpt2("gpt2-mini").eval()
     text = (ROOT / "data" / "sample" / "README.md").read_text(encoding="utf-8")
     review = "I did not expect much of this film, but the actors are good and the story is moving."
     bits = []

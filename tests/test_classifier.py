@@ -154,12 +154,11 @@ def test_each_mode_trains_its_parameters(model_folder, mode):
 def test_without_a_model_size_the_published_gpt2_is_loaded(model_folder, monkeypatch):
     asked = []
 
-    def from_huggingface(cls, name):
+    def checkpoint_folder(name):
         asked.append(name)
-        return original(str(model_folder))
+        return model_folder
 
-    original = GPT2Model.from_huggingface
-    monkeypatch.setattr(GPT2Model, "from_huggingface", classmethod(from_huggingface))
+    monkeypatch.setattr("engine.hub.checkpoint_folder", checkpoint_folder)
     settings = config(model_folder, num_labels=2, hidden_size=768)
     del settings.model_size
     assert GPT2SentimentClassifier(settings).num_labels == 2
@@ -363,15 +362,15 @@ def test_a_frozen_gpt2_reads_each_text_once_whatever_the_number_of_epochs(
     words, tmp_path, monkeypatch
 ):
     rows = []
-    forward = GPT2Model.forward
+    embed = GPT2Model.embed
 
-    def counting(self, input_ids, attention_mask=None, **how):
+    def counting(self, input_ids):
         rows.append(len(input_ids))
-        return forward(self, input_ids, attention_mask, **how)
+        return embed(self, input_ids)
 
     args = get_args([str(word) for word in [*words, "--epochs", "5"]])
     model, loaders = prepared(args)
-    monkeypatch.setattr(GPT2Model, "forward", counting)
+    monkeypatch.setattr(GPT2Model, "embed", counting)
     classifier.train(args, model, loaders, RunFolder("r", "sst", "x", vars(args)), WORKER)
     assert sum(rows) == 40 + 20
 

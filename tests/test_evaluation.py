@@ -12,7 +12,7 @@ import torch
 from course_files import COURSE_DATA, call_main, sonnets_text, work_in, write
 
 import evaluation
-from engine.batches import TokenDataset, make_loader, next_token_labels
+from engine.batches import TokenDataset, make_loader, next_token_labels, next_token_loss
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.prediction_files import write_predictions, write_sonnets
@@ -36,7 +36,7 @@ from evaluation import (
     sonnet_report,
     verses,
 )
-from models.gpt2 import GPT2Model, next_token_loss
+from models.gpt2 import GPT2Model
 
 CPU = torch.device("cpu")
 needs_course_data = pytest.mark.skipif(

@@ -14,8 +14,10 @@ from transformers import GPT2Model as TheirModel
 import sanity_check
 from config import GPT2Config
 from engine.files import ROOT
+from engine.hub import save_gpt2
 from models.gpt2 import GPT2Model
 from modules.gpt2_layer import GPT2Layer
+from utils import get_extended_attention_mask
 
 CONFIG = GPT2Config(
     vocab_size=61,
@@ -33,7 +35,7 @@ def folder(tmp_path_factory):
     """A tiny GPT-2 whose weights are large enough that a wrong activation shows."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
-    GPT2Model(CONFIG).save_pretrained(folder)
+    save_gpt2(GPT2Model(CONFIG), folder)
     return folder
 
 
@@ -116,7 +118,7 @@ def test_a_damaged_model_fails(folder, monkeypatch, damage):
 
 
 def test_a_wrong_left_padding_alone_fails(folder, monkeypatch):
-    monkeypatch.setattr("models.gpt2.is_right_padded", lambda mask: True)
+    monkeypatch.setattr("models.gpt2.get_extended_attention_mask", lambda mask, dtype: None)
     assert "differs" in exit_of(monkeypatch, folder)
 
 
@@ -125,8 +127,8 @@ def test_a_wrong_left_padding_alone_fails(folder, monkeypatch):
 def test_a_model_that_gives_no_numbers_fails(folder, monkeypatch, value, layer):
     forward = GPT2Layer.forward
 
-    def broken(self, hidden_states, attention_mask, cache=None):
-        output = forward(self, hidden_states, attention_mask, cache)
+    def broken(self, hidden_states, attention_mask):
+        output = forward(self, hidden_states, attention_mask)
         return output * value if self is layers[layer] else output
 
     load, layers = GPT2Model.from_pretrained, []
@@ -148,7 +150,8 @@ def test_hidden_states_are_the_embedding_each_layer_and_the_last_norm(folder):
     states = sanity_check.hidden_states(model, input_ids, mask)
     assert len(states) == 3
     assert torch.equal(states[0], model.embed(input_ids))
-    assert torch.equal(states[1], model.gpt_layers[0](states[0], None))
+    added = get_extended_attention_mask(mask, torch.float32)
+    assert torch.equal(states[1], model.gpt_layers[0](states[0], added))
     assert torch.equal(states[2], model(input_ids, mask)["last_hidden_state"])
     assert not model.embed_dropout._forward_hooks
 

@@ -20,13 +20,13 @@ from course_files import (
 )
 
 import sonnet_generation
-from engine.batches import collate
+from engine.batches import IGNORED_LABEL, collate
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.prediction_files import write_sonnets
 from engine.records import Record, read_sonnets
 from evaluation import sonnet_report
-from models.gpt2 import IGNORED_LABEL, GPT2Model
+from models.gpt2 import GPT2Model
 from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn, split_sonnets
 
 OUTPUTS = ["generated_sonnets.txt", "generated_sonnets_dev.txt"]

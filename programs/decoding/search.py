@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from engine.batches import is_right_padded
 from engine.errors import InputError
 from engine.generation import CachedDecoder
-from models.gpt2 import is_right_padded
 
 # -- rules -----------------------------------------------------------------------------------------
 

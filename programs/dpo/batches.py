@@ -9,9 +9,15 @@ import hashlib
 import torch
 from torch.utils.data import Dataset
 
-from engine.batches import collate, forward_tokens, next_token_labels, tokenise
+from engine.batches import (
+    IGNORED_LABEL,
+    collate,
+    forward_tokens,
+    next_token_labels,
+    next_token_loss,
+    tokenise,
+)
 from engine.errors import InputError
-from models.gpt2 import IGNORED_LABEL, next_token_loss
 from programs.dpo.losses import CHOSEN
 from programs.dpo.pairs import Pair
 
@@ -94,7 +100,6 @@ class TextPairs(PairDataset):
         """Summed over an answer's tokens (b, 2); those of the prompt and padding are no part."""
         names = ("token_ids", "attention_mask", "answers")
         rows = {name: batch[name].flatten(0, 1) for name in names}  # (2b, t)
-        rows["right_padded"] = batch.get("right_padded")
         logits = forward_tokens(model, rows).float()  # (2b, t, v)
         losses = next_token_loss(logits, rows["answers"], reduction="none")
         return -losses.view(batch["answers"].shape).sum(dim=-1)

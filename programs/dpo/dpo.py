@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from engine.errors import InputError, Parser, command
-from engine.hub import load_tokenizer
+from engine.hub import load_tokenizer, save_gpt2
 from engine.parallel import seed_everything
 
 # isort: split
@@ -97,7 +97,7 @@ def extended(args, model, folder: RunFolder) -> list[Extension]:
         start = folder.path / "start"
         if folder.writes and not args.resume:
             tokenizer = load_tokenizer(args.model_size)
-            model.gpt.save_pretrained(start, end_token=tokenizer.eos_token_id)
+            save_gpt2(model.gpt, start, end_token=tokenizer.eos_token_id)
             save_tokenizer(tokenizer, start)
         folder.settings["model_size"] = str(start)
     apply_extensions(model, extensions)

@@ -31,7 +31,7 @@ from engine.corpus import save_tokenizer
 from engine.errors import InputError
 from engine.files import check_writable
 from engine.flags import length_limit, take_over
-from engine.hub import load_tokenizer
+from engine.hub import load_tokenizer, save_gpt2
 from engine.parallel import Worker, seed_everything
 from extensions.lora import merge
 from programs.quantize.linear import LINEARS, Grid, Recipe, dequantise_model, quantise_model
@@ -254,7 +254,7 @@ def save_dequantised(path, job: Job) -> None:
     if not model.gpt.word_embedding.weight.requires_grad:
         folder = Path(path).resolve().with_suffix("")
         tokenizer = load_tokenizer(job.settings.model_size)
-        model.gpt.save_pretrained(folder, end_token=tokenizer.eos_token_id)
+        save_gpt2(model.gpt, folder, end_token=tokenizer.eos_token_id)
         save_tokenizer(tokenizer, folder)
         settings = settings | {"model_size": str(folder)}
     state = trainable_state(model)

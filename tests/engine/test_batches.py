@@ -4,14 +4,13 @@ import random
 
 import pytest
 import torch
-from tiny_run import TINY
 
 from engine.batches import (
+    IGNORED_LABEL,
     LengthBuckets,
     TokenDataset,
     collate,
     count_targets,
-    forward_tokens,
     make_loader,
     next_token_labels,
     split_batch,
@@ -19,8 +18,6 @@ from engine.batches import (
     tokenise,
 )
 from engine.errors import InputError
-from models import gpt2
-from models.gpt2 import IGNORED_LABEL, GPT2Model, is_right_padded
 
 
 def dataset_of(lengths, labels=None) -> TokenDataset:
@@ -255,29 +252,9 @@ def test_targets_are_the_labels_that_are_not_ignored():
 # -- on the way to a GPU -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [[[1, 1, 0], [1, 1, 1]], [[0, 1, 1], [1, 1, 1]]])
-def test_the_padding_is_looked_at_before_a_batch_leaves_and_the_model_need_not_look(mask):
-    """Numbers cannot be read on the meta device; on a GPU to read them means to wait."""
-    batch = {"token_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": torch.tensor(mask)}
-    moved = to_device(batch, torch.device("meta"))
-    assert moved["right_padded"] is is_right_padded(batch["attention_mask"])
-    assert to_device(moved, torch.device("meta"))["right_padded"] is moved["right_padded"]
-    with torch.device("meta"):
-        model = GPT2Model(TINY)
-    assert forward_tokens(model, moved)["last_token"].shape == (2, TINY.hidden_size)
-    with pytest.raises(RuntimeError, match="meta"):
-        model(moved["token_ids"], moved["attention_mask"])
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_read_alike_wherever_its_padding_is_looked_at(side):
-    torch.manual_seed(0)
-    model = GPT2Model(TINY).eval()
-    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    mask = mask.flip(1) if side == "left" else mask
-    batch = {"token_ids": torch.randint(TINY.vocab_size, (2, 4)), "attention_mask": mask}
-    expected = model(batch["token_ids"], mask)["last_hidden_state"][mask.bool()]
-    for known in (batch, to_device(batch, torch.device("cpu"))):
-        found = forward_tokens(model, known)["last_hidden_state"][mask.bool()]
-        assert torch.equal(found, expected)
-    assert gpt2._right_padded is None
+def test_a_batch_that_is_padded_on_the_left_is_refused():
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    batch = {"token_ids": torch.zeros(2, 3, dtype=torch.long), "attention_mask": mask}
+    with pytest.raises(ValueError, match="right"):
+        to_device(batch, torch.device("cpu"))
+    to_device(batch | {"attention_mask": mask.flip(1)}, torch.device("cpu"))

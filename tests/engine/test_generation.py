@@ -9,6 +9,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 
 from config import GPT2Config
 from engine.errors import InputError
+from engine.fast.attention import fused_causal_attention
 from engine.generation import (
     ATTEMPTS,
     CachedDecoder,
@@ -20,7 +21,7 @@ from engine.generation import (
     keep_top_p,
 )
 from models.gpt2 import GPT2Model
-from modules.attention import CausalSelfAttention, fused_causal_attention
+from modules.attention import CausalSelfAttention
 
 VOCABULARY, POSITIONS = 41, 24
 CONFIG = GPT2Config(

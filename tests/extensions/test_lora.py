@@ -13,6 +13,7 @@ from transformers import GPT2LMHeadModel
 from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.extension import apply_extensions
+from engine.hub import save_gpt2
 from extensions.lora import LoRA, LoRALinear, adapters, export_peft, merge, unmerge
 from models.gpt2 import GPT2Model
 
@@ -145,7 +146,7 @@ def test_a_merged_model_is_saved_as_any_gpt2(folder, tmp_path):
     model = adapted(folder, targets=EVERYTHING)
     expected = hidden(model)
     merge(model)
-    model.gpt.save_pretrained(tmp_path)
+    save_gpt2(model.gpt, tmp_path)
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
     tokens = torch.arange(18).view(2, 9)
     found = theirs.transformer(tokens).last_hidden_state

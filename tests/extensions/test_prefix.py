@@ -80,7 +80,8 @@ def test_outputs_are_peft_s_at_its_positions(folder):
     theirs.prompt_encoder["default"].embedding.weight.data.copy_(torch.cat(pairs, dim=1))
     gpt = model.gpt
     with torch.no_grad():
-        states = gpt.encode(gpt.embed(TOKENS, torch.arange(N, N + 7).expand(2, 7)), None)
+        embedded = gpt.word_embedding(TOKENS) + gpt.pos_embedding(torch.arange(N, N + 7))
+        states = gpt.encode(embedded, torch.ones_like(TOKENS))
         found = gpt.hidden_state_to_token(gpt.final_layer_norm(states))
         expected = theirs(TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

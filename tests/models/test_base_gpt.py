@@ -2,11 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pickle
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +14,7 @@ from transformers import GPT2Config as TheirConfig
 
 from config import GPT2Config
 from engine.errors import InputError
-from engine.files import ROOT
-from models.base_gpt import read_config
+from engine.hub import load_gpt2
 from models.gpt2 import GPT2Model
 
 TINY = GPT2Config(
@@ -54,12 +49,12 @@ def logits(model) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    strong_model().save_pretrained(tmp_path)
+    strong_model().save_pretrained(tmp_path, end_token=60)
     return tmp_path
 
 
 def load(folder) -> GPT2Model:
-    return GPT2Model.from_pretrained(str(folder))
+    return load_gpt2(str(folder))
 
 
 def change_config(folder, **values) -> None:
@@ -174,31 +169,31 @@ WTE, C_FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
 DAMAGE = {
     "an embedding of another vocabulary": (
         lambda state: state.update({WTE: torch.zeros(60, 32)}),
-        ["word_embedding.weight", "(60, 32)", "(61, 32)"],
+        ["wte.weight is (60, 32), expected (61, 32)"],
     ),
     "a linear that is transposed": (
         lambda state: state.update({C_FC: state[C_FC].T.contiguous()}),
-        ["gpt_layers.1.interm_dense.weight", "(32, 80)", "(80, 32)"],
+        ["h.1.mlp.c_fc.weight is (80, 32), expected (32, 80)"],
     ),
     "a joined matrix of another width": (
         lambda state: state.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(32, 95)}),
-        ["gpt_layers.0.self_attention.value.weight"],
+        ["h.0.attn.c_attn.weight is (32, 95), expected (32, 96)"],
     ),
     "a missing tensor": (
         lambda state: state.pop(C_FC),
-        ["1 tensors are missing", "h.1.mlp.c_fc.weight", "0 are not"],
+        ["1 tensors do not fit", "h.1.mlp.c_fc.weight is missing"],
     ),
     "a tensor that is not known": (
         lambda state: state.update({"transformer.h.0.adapter.weight": torch.zeros(2)}),
-        ["0 tensors are missing", "h.0.adapter.weight", "1 are not"],
+        ["1 tensors do not fit", "h.0.adapter.weight is unknown"],
     ),
     "an axis too many": (
         lambda state: state.update({C_FC: torch.zeros(2, 3, 4)}),
-        ["gpt_layers.1.interm_dense.weight is (2, 3, 4)"],
+        ["h.1.mlp.c_fc.weight is (2, 3, 4)"],
     ),
     "a layer too many": (
         lambda state: state.update({C_FC.replace("1", "2"): torch.zeros(2)}),
-        ["h.2.mlp.c_fc.weight", "expected a GPT-2 of 2 layers"],
+        ["h.2.mlp.c_fc.weight is unknown"],
     ),
 }
 
@@ -216,7 +211,7 @@ def test_tensors_that_do_not_fit_are_named(folder, name):
 
 def test_many_missing_tensors_are_counted_and_a_few_named(folder):
     change_weights(folder, dict.clear)
-    with pytest.raises(InputError, match=r"28 tensors are missing \(wte\.weight.* 23 more\)"):
+    with pytest.raises(InputError, match=r"28 tensors do not fit config.json, .* is missing"):
         load(folder)
 
 
@@ -230,11 +225,11 @@ def test_many_missing_tensors_are_counted_and_a_few_named(folder):
         ({"model_type": "bert"}, "model_type.*'bert'.*'gpt2'"),
         ({"embd_pdrop": 0.3}, "embd_pdrop.*0.3.*0.1"),
         ({"n_head": 5}, "32.*5"),
-        ({"n_layer": 3}, "missing.*h.2"),
-        ({"vocab_size": 62}, r"word_embedding.weight.*\(61, 32\).*\(62, 32\)"),
+        ({"n_layer": 3}, "h.2.* is missing"),
+        ({"vocab_size": 62}, r"wte.weight is \(61, 32\), expected \(62, 32\)"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"n_head": 0}, "config.json"),
-        ({"n_layer": "two"}, "config.json"),
+        ({"n_head": 0}, "num_attention_heads is 0"),
+        ({"n_layer": "two"}, "n_layer"),
     ],
 )
 def test_a_config_that_is_not_built_is_refused(folder, values, said):
@@ -245,8 +240,8 @@ def test_a_config_that_is_not_built_is_refused(folder, values, said):
 
 def test_a_config_that_is_no_object_is_refused(folder):
     (folder / "config.json").write_text("[1]", encoding="utf-8")
-    with pytest.raises(InputError, match=r"config\.json"):
-        read_config(folder / "config.json")
+    with pytest.raises(InputError, match=str(folder)):
+        load(folder)
 
 
 @pytest.mark.parametrize("name", ["d", "l", "num_heads"])
@@ -254,12 +249,12 @@ def test_the_shape_that_is_asked_for_is_checked(folder, name):
     right = {"d": 32, "l": 2, "num_heads": 4}
     assert GPT2Model.from_pretrained(str(folder), **right).config == TINY
     field = {"d": "hidden_size", "l": "num_hidden_layers", "num_heads": "num_attention_heads"}
-    with pytest.raises(InputError, match=f"{field[name]} 8 .*{right[name]}"):
-        GPT2Model.from_pretrained(str(folder), **right | {name: 8})
+    with pytest.raises(InputError, match=f"{field[name]} is {right[name]}, expected 8"):
+        load_gpt2(str(folder), **right | {name: 8})
 
 
-def test_the_end_of_text_is_written_for_the_published_vocabulary_only(folder, tmp_path):
-    assert json.loads((folder / "config.json").read_text("utf-8"))["eos_token_id"] is None
+def test_the_end_of_text_is_written_by_default_gpt2_s(folder, tmp_path):
+    assert json.loads((folder / "config.json").read_text("utf-8"))["eos_token_id"] == 60
     config = dataclasses.replace(TINY, vocab_size=50257, hidden_size=4)
     GPT2Model(config).save_pretrained(tmp_path / "large")
     written = json.loads((tmp_path / "large" / "config.json").read_text("utf-8"))
@@ -288,7 +283,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(folder, tmp_path, save):
     marker = tmp_path / "marker"
     (folder / "model.safetensors").unlink()
     save({"wte.weight": Hostile(marker)}, folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin.*refused"):
+    with pytest.raises(InputError, match="of more than weights, which is refused"):
         load(folder)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Hostile(marker)))
@@ -298,7 +293,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(folder, tmp_path, save):
 def test_a_pickle_of_something_else_is_refused(folder):
     (folder / "model.safetensors").unlink()
     torch.save([torch.zeros(3)], folder / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+    with pytest.raises(InputError, match="copy the checkpoint again"):
         load(folder)
 
 
@@ -311,7 +306,7 @@ def test_truncated_weights_are_refused(folder, name, share):
         path.unlink()
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match=f"{name}: cannot be read.*copy the checkpoint again"):
+    with pytest.raises(InputError, match=f"^{folder / name}: .*copy the checkpoint again"):
         load(folder)
 
 
@@ -329,81 +324,8 @@ def test_a_broken_index_of_shards_is_refused(folder, name, index):
 
 def test_a_folder_without_weights_or_config_says_so(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(InputError, match=r"no file named model\.safetensors"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json: not found"):
         load(folder)
-
-
-# -- the hub -----------------------------------------------------------------------------------
-
-
-def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
-    start = time.monotonic()
-    with pytest.raises(InputError) as caught:
-        GPT2Model.from_pretrained("gpt2")
-    assert time.monotonic() - start < 5
-    said = str(caught.value)
-    for part in ("gpt2", "(1)", "internet", "(2)", "HF_HOME", "(3)", "--model_size", "config.json"):
-        assert part in said
-    assert said.index("--model_size gpt2-mini, which is bundled, works at once") < said.index("(1)")
-
-
-@pytest.mark.parametrize(
-    "word, meant",
-    [("gpt-mini", "gpt2-mini"), ("gpt2-meduim", "gpt2-medium"), ("gpt2_xl", "gpt2-xl")],
-)
-def test_a_mistyped_size_is_answered_by_the_one_that_was_meant(word, meant, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
-    with pytest.raises(InputError, match=rf"^{word}: did you mean {meant}\b"):
-        load(word)
-
-
-def test_a_folder_that_hides_a_size_and_is_no_checkpoint_is_named(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("gpt2").mkdir()
-    with pytest.raises(InputError, match=rf"the folder {tmp_path}/gpt2 hides the model"):
-        load("gpt2")
-    strong_model().save_pretrained("gpt2")
-    assert load("gpt2").config == TINY
-
-
-NO_NETWORK = """
-import socket, sys
-
-def refuse(*_, **__):
-    raise AssertionError("the network was asked")
-
-socket.getaddrinfo = socket.socket.connect = refuse
-from models.gpt2 import GPT2Model
-print(GPT2Model.from_pretrained(sys.argv[1]).config.hidden_size)
-"""
-
-
-@pytest.mark.parametrize(
-    "cached, asked",
-    [
-        ("gpt2", "gpt2"),
-        ("openai-community/gpt2", "gpt2"),
-        ("gpt2-medium", "openai-community/gpt2-medium"),
-    ],
-)
-def test_the_cache_of_the_hub_is_used_without_network(cached, asked, tmp_path):
-    repository = tmp_path / "hub" / f"models--{cached.replace('/', '--')}"
-    snapshot = repository / "snapshots" / "abc123"
-    strong_model().save_pretrained(snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc123", encoding="utf-8")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    run = subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, asked],
-        cwd=ROOT,
-        env=environment | {"HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.stdout == "32\n", run.stderr

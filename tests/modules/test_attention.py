@@ -6,13 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from modules import attention
-from modules.attention import (
-    CausalSelfAttention,
-    blockwise_causal_attention,
-    causal_attention,
-    fused_causal_attention,
-)
+from engine.fast import attention
+from engine.fast.attention import blockwise_causal_attention, fused_causal_attention
+from modules.attention import CausalSelfAttention, causal_attention
 from utils import get_extended_attention_mask
 
 PATHS = [causal_attention, fused_causal_attention, blockwise_causal_attention]
@@ -262,25 +258,8 @@ def test_another_attend_takes_effect_and_learns_the_dropout():
     assert calls[1][0] is mask and calls[1][1] == 0.3
 
 
-def test_both_paths_of_the_module_agree_and_the_fused_one_is_the_default():
+def test_both_paths_of_the_module_agree_and_the_lesson_s_is_the_default():
     x = heads(2, 6, 8).float()
-    plain, fused = attention_of(attend=causal_attention), attention_of()
-    assert CausalSelfAttention.attend is fused_causal_attention
+    plain, fused = attention_of(), attention_of(attend=fused_causal_attention)
+    assert CausalSelfAttention.attend is causal_attention
     torch.testing.assert_close(plain(x, None), fused(x, None), rtol=0, atol=1e-6)
-
-
-def test_a_cache_adds_earlier_keys_and_values():
-    class Earlier:
-        def extend(self, key, value):
-            past = heads(2, 2, 3, 4, seed=8).float()
-            return torch.cat([past, key], dim=2), torch.cat([past + 1, value], dim=2)
-
-    module, x = attention_of(), heads(2, 2, 8).float()
-    key, query, value = (
-        module.transform(x, part) for part in (module.key, module.query, module.value)
-    )
-    key, value = Earlier().extend(key, value)
-    real = torch.ones(2, 5, dtype=torch.bool)
-    expected = by_hand(query.double(), key.double(), value.double(), real)
-    found = module(x, None, Earlier())
-    torch.testing.assert_close(found, expected.transpose(1, 2).flatten(2).float())

@@ -29,6 +29,7 @@ from config import GPT2Config
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.generation import generate
+from engine.hub import save_gpt2
 from engine.prediction_files import write_sonnets
 from engine.records import Record, read_sonnets
 from evaluation import verses
@@ -74,7 +75,7 @@ def model(folder):
 @pytest.fixture(scope="module")
 def theirs(model, folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("theirs")
-    model.gpt.save_pretrained(path)
+    save_gpt2(model.gpt, path)
     return GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32).eval()
 
 

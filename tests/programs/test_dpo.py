@@ -14,12 +14,11 @@ from tiny_run import run_path
 from torch.nn import functional as F
 
 import sonnet_generation
-from engine.batches import count_targets, split_batch
+from engine.batches import IGNORED_LABEL, count_targets, split_batch
 from engine.checkpoint import load_model, load_tree, save_tree
 from engine.errors import InputError
 from engine.records import Record
 from engine.training import Trainer
-from models.gpt2 import IGNORED_LABEL
 from programs.dpo import data as preference_data
 from programs.dpo import dpo
 from programs.dpo.batches import TextPairs, WordPairs

@@ -256,7 +256,7 @@ def tiny(tmp_path, monkeypatch):
 
     def start(args, words):
         if words[0] == "-m":
-            words = words[1:]
+            words = [f"{words[1]}.__main__", *words[2:]]
         call_main(monkeypatch, words[0].removesuffix(".py"), *words[1:])
 
     work_in(monkeypatch, tmp_path)

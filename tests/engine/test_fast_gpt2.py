@@ -1,12 +1,13 @@
-"""The last layer for one token of each text alone: the same numbers and gradients, less work."""
+"""GPT-2 faster: the lesson's numbers and gradients, with less work."""
 
 import pytest
 import torch
+from torch import nn
 
 from config import GPT2Config
-from engine.fast.last_token import is_plain
+from engine.fast.attention import fused_causal_attention
+from engine.fast.gpt2 import FastGPT2, LastTokenGPT2, accelerate
 from models.gpt2 import GPT2Model
-from modules.attention import causal_attention, fused_causal_attention
 
 SHAPE = GPT2Config(
     vocab_size=50,
@@ -21,8 +22,6 @@ SHAPE = GPT2Config(
 )
 MASKS = {
     "right": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]],
-    "left": [[1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 0, 1]],
-    "holes": [[1, 0, 1, 1, 0, 1], [0, 1, 0, 1, 1, 0], [1, 1, 1, 1, 0, 0]],
     "none": None,
 }
 
@@ -39,11 +38,16 @@ def inputs(padding: str):
     return tokens, None if mask is None else torch.tensor(mask)
 
 
-def gradients(model, *batch, **how) -> dict:
+def last_token_form(model) -> LastTokenGPT2:
+    """With the same weights, not copies of them."""
+    return accelerate(Holder(model)).gpt
+
+
+def gradients(model, *batch) -> dict:
     torch.manual_seed(2)
     weight = torch.randn(3, SHAPE.hidden_size, dtype=torch.float64)
     model.zero_grad()
-    (model(*batch, **how)["last_token"] * weight).sum().backward()
+    (model(*batch)["last_token"] * weight).sum().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -52,10 +56,11 @@ def gradients(model, *batch, **how) -> dict:
 def test_token_and_gradients_are_those_of_the_whole_layer(model, padding, layers):
     model.gpt_layers = model.gpt_layers[:layers]
     batch = inputs(padding)
-    whole, last = model(*batch), model(*batch, last_only=True)
+    whole, expected = model(*batch), gradients(model, *batch)
+    fast = last_token_form(model)
+    last, found = fast(*batch), gradients(fast, *batch)
     assert last.keys() == {"last_token"}
     torch.testing.assert_close(last["last_token"], whole["last_token"], atol=1e-12, rtol=1e-9)
-    expected, found = gradients(model, *batch), gradients(model, *batch, last_only=True)
     assert all(gradient.any() for gradient in expected.values())
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], atol=1e-11, rtol=1e-8, msg=name)
@@ -69,7 +74,7 @@ def test_all_but_keys_and_values_is_computed_at_one_position(model, monkeypatch)
         return multiply(x, weight, bias)
 
     monkeypatch.setattr("torch.nn.functional.linear", linear)
-    model(*inputs("right"), last_only=True)
+    last_token_form(model)(*inputs("right"))
     first, last = model.gpt_layers[0], model.gpt_layers[-1]
     positions = {
         name: seen[module.weight.data_ptr()]
@@ -84,53 +89,52 @@ def test_all_but_keys_and_values_is_computed_at_one_position(model, monkeypatch)
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_it_learns_with_dropout_and_in_bfloat16(model, precision):
-    model = model.float().train()
+    model = last_token_form(model.float().train())
     for layer in model.gpt_layers:
         layer.self_attention.dropout.p = layer.out_dropout.p = 0.3
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        first, second = (model(*inputs("right"), last_only=True)["last_token"] for _ in range(2))
+        first, second = (model(*inputs("right"))["last_token"] for _ in range(2))
     assert first.isfinite().all() and not torch.equal(first, second)
     first.sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-def hook_a_part(layer, seen):
-    layer.out_dense.register_forward_hook(lambda *these: seen.append(these[-1].shape[1]))
+class Holder(nn.Module):
+    """What a task's model is for `accelerate`."""
+
+    def __init__(self, gpt, *, last_only=True):
+        super().__init__()
+        self.gpt, self.reads_last_token_only = gpt, last_only
 
 
-def hook_the_layer(layer, seen):
-    layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[1]))
+@pytest.mark.parametrize("extended", [False, True])
+@pytest.mark.parametrize("last_only", [False, True])
+def test_the_last_token_s_form_is_for_models_that_read_no_more_and_have_no_extension(
+    model, extended, last_only
+):
+    before = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    fast = accelerate(Holder(model, last_only=last_only), extended=extended).gpt
+    assert isinstance(fast, LastTokenGPT2) == (last_only and not extended)
+    assert {name: tensor.data_ptr() for name, tensor in fast.state_dict().items()} == before
+    assert fast.training == model.training
 
 
-def replace_its_attention(layer, seen):
-    def attend(*inputs):
-        seen.append(inputs[0].shape[2])
-        return causal_attention(*inputs)
-
-    layer.self_attention.attend = attend
-
-
-def replace_a_forward(layer, seen):
-    def forward(x, forward=layer.interm_dense.forward):
-        seen.append(x.shape[1])
-        return forward(x)
-
-    layer.interm_dense.forward = forward
+@pytest.mark.parametrize("padding", ["right", "none"])
+def test_the_fast_form_gives_the_lesson_s_states_and_logits(model, padding):
+    batch, real = inputs(padding), torch.tensor(MASKS["right"]).bool()
+    real = real if padding == "right" else torch.ones_like(real)
+    expected = model(*batch)
+    fast = accelerate(Holder(model), extended=True).gpt
+    assert fast.gpt_layers[0].self_attention.attend is fused_causal_attention
+    found = fast(*batch)
+    for name in expected:
+        where = real if name == "last_hidden_state" else slice(None)
+        torch.testing.assert_close(found[name][where], expected[name][where], atol=1e-12, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    "change", [hook_a_part, hook_the_layer, replace_its_attention, replace_a_forward]
-)
-def test_whoever_looks_at_the_layer_sees_all_positions(model, change):
-    seen = []
-    change(model.gpt_layers[-1], seen)
-    assert not is_plain(model.gpt_layers[-1]) and is_plain(model.gpt_layers[0])
-    batch = inputs("right")
-    found = model(*batch, last_only=True)
-    assert set(seen) == {6}
-    assert torch.equal(found["last_token"], model(*batch)["last_token"])
-
-
-def test_a_layer_of_the_project_is_plain(model):
-    assert all(is_plain(layer) for layer in model.gpt_layers)
-    assert model.gpt_layers[0].self_attention.attend is fused_causal_attention
+@pytest.mark.parametrize("rows", [1, 4, 5, 12, 16, 17])
+def test_logits_are_the_same_from_either_side_of_the_product(model, rows):
+    fast, states = FastGPT2(SHAPE).double(), torch.randn(rows, 24, dtype=torch.float64)
+    logits = fast.hidden_state_to_token(states)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(logits, states @ fast.word_embedding.weight.T)
