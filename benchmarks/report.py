@@ -36,6 +36,18 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def ratio_table(results: dict) -> str:
+    """A row a job: how many times as long as ours the starter and transformers take."""
+    names = ("starter", "transformers")
+    lines = [f"| job | {' | '.join(names)} |", "|---|---|---|"]
+    for row in results["jobs"]:
+        ratios = [ratio(row, name) if name in row["seconds"] else None for name in names]
+        if any(ratios):
+            cells = [f"{value:.1f}×" if value else "–" for value in ratios]
+            lines.append(f"| {row['job']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _cell(row: dict, name: str) -> str:
     if name not in row["seconds"]:
         return row.get("skipped", {}).get(name, "–").split(":")[0]

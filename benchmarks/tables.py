@@ -1,4 +1,4 @@
-"""Write the measured tables of both READMEs from the results files.
+"""Write the measured tables of README.md, docs/results.md and extensions/README.md.
 
     python benchmarks/tables.py
 
@@ -24,6 +24,10 @@ from studies import pretraining_pays, programs_help, techniques_help
 RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
 # a table's name -> the results file it is made of, and how
 OF_README = {
+    "core_ratios": ("core", report.ratio_table),
+    "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+}
+OF_RESULTS = {
     "core": ("core", core.table),
     "core_memory": ("core", report.memory_table),
     "core-bf16": ("core-bf16", core.table),
@@ -59,6 +63,11 @@ def readme(text: str) -> str:
     return with_tables(text, made(OF_README))
 
 
+def results_page(text: str) -> str:
+    """docs/results.md with the tables of today's files."""
+    return with_tables(text, made(OF_RESULTS))
+
+
 def extensions_readme(text: str) -> str:
     """extensions/README.md with the tables, costs and results of today's files."""
     figures = results_of("extensions")["techniques"]["figures"]
@@ -71,7 +80,11 @@ def extensions_readme(text: str) -> str:
     return with_cells(with_tables(text, made(OF_EXTENSIONS)), costs, found)
 
 
-PAGES = {"README.md": readme, "extensions/README.md": extensions_readme}
+PAGES = {
+    "README.md": readme,
+    "docs/results.md": results_page,
+    "extensions/README.md": extensions_readme,
+}
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The tables of both READMEs are those of the results files, written between their marks."""
+"""The pages' tables are those of the results files, written between their marks."""
 
 import pytest
 
@@ -15,10 +15,10 @@ def test_a_page_holds_the_tables_of_the_files(page):
     assert tables.PAGES[page](text) == text, "run python benchmarks/tables.py"
 
 
-@pytest.mark.parametrize("file", [file for file, _ in tables.OF_README.values()])
-def test_the_readme_names_the_machine_of_each_table(file):
+@pytest.mark.parametrize("file", [file for file, _ in tables.OF_RESULTS.values()])
+def test_the_page_names_the_machine_of_each_table(file):
     hardware = tables.results_of(file)["hardware"].partition(")")[0]
-    assert hardware in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert hardware in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 
 
 def test_a_table_takes_the_place_between_its_marks():
