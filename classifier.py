@@ -172,9 +172,8 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
     they are computed once, and only the linear layer is run after that.
     """
     options = fit_options(args, metric="dev_acc")
-    extensions = load_extensions(args.extension)
     trained, how, batches = model, {}, loaders
-    if args.fine_tune_mode == "last-linear-layer" and not extensions:
+    if args.fine_tune_mode == "last-linear-layer" and not model.extensions:
         trained, how = HeadOnly(model), {"forward": forward_features}
         batches = {split: _on_features(model, loaders[split], worker) for split in ("train", "dev")}
     fit(
@@ -185,7 +184,7 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
         options=options,
         folder=folder,
         worker=worker,
-        extensions=extensions,
+        extensions=model.extensions,
         **how,
     )
 

@@ -158,7 +158,7 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
         options=fit_options(args, metric="dev_acc"),
         folder=folder,
         worker=worker,
-        extensions=load_extensions(args.extension),
+        extensions=model.extensions,
     )
 
 

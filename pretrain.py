@@ -271,7 +271,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         used = utilisation(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}
 
-    extensions = load_extensions(args.extension)
+    extensions = list(model.extensions)
     if all(type(e).make_optimizer is Extension.make_optimizer for e in extensions):
         extensions.append(DecayMatrices())
     return fit(

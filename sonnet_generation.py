@@ -196,7 +196,7 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
         options=fit_options(args, metric="dev_loss", maximise=False),
         folder=folder,
         worker=worker,
-        extensions=load_extensions(args.extension),
+        extensions=model.extensions,
     )
 
 

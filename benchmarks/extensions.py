@@ -31,7 +31,6 @@ from benchmarks.timing import alone, environment, peak_mb, seconds, summary, wri
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
-from engine.extension import load_extensions
 from engine.fast.attention import fused_causal_attention
 from engine.parallel import start_worker
 from engine.training import FitOptions, Trainer
@@ -74,7 +73,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
 
     shape: b rows of t tokens; flags: extensions with a space between.
     """
-    worker, extensions = start_worker(use_gpu), load_extensions(flags.split())
+    worker = start_worker(use_gpu)
     settings = {"num_labels": 5, "hidden_dropout_prob": 0.3, "fine_tune_mode": "full-model"}
     settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
     torch.manual_seed(0)
@@ -90,7 +89,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
         FitOptions(epochs=2, lr=1e-5, metric="nothing", bf16=bf16),
         RunFolder("runs", "bench", "extensions", {}, writes=False),
         worker,
-        extensions,
+        model.extensions,
         forward_tokens,
         lambda message: None,
     )

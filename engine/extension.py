@@ -21,14 +21,18 @@ from engine.files import ROOT
 class Extension:
     """A change to a run. Each hook is neutral by default; override the ones that it is about.
 
-    An extension is a dataclass in `extensions/<name>.py`; its fields are its options. Randomness is
-    drawn from torch, whose state a checkpoint keeps.
+    An extension is a dataclass in `extensions/<name>.py`; its fields are its options. A run has one
+    instance: what a hook stores in it, the next one finds. Randomness is drawn from torch, whose
+    state a checkpoint keeps.
     """
 
     freezes_backbone = False
 
     def prepare_model(self, model) -> None:
         """Change the model, after the weights are in."""
+
+    def check(self, model) -> None:
+        """Refuse what other extensions made of the model; called when all have prepared it."""
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         """An optimizer in AdamW's place, or None; at most one extension of a run brings one."""
@@ -37,6 +41,9 @@ class Extension:
     def penalty(self, model, batch: dict, logits):
         """A number that is added to the task's mean loss over this batch."""
         return 0.0
+
+    def before_backward(self, model, batch: dict) -> None:
+        """Called for each part of a step, after its forward pass and before its backward pass."""
 
     def after_step(self, model) -> None:
         """Called right after the weights moved."""
@@ -52,13 +59,16 @@ class Extension:
 def apply_extensions(model, extensions: Iterable[Extension]) -> None:
     """Freeze the backbone, once, if any extension wants that; then let each change the model.
 
-    Those that freeze it come first: the others find the parameters that they brought.
+    Those that freeze it come first: the others find the parameters that they brought. The model
+    keeps them as `model.extensions`, in the order given, for the run that follows.
     """
-    extensions = sorted(extensions, key=lambda extension: not extension.freezes_backbone)
-    if any(extension.freezes_backbone for extension in extensions):
+    model.extensions = list(extensions)
+    if any(extension.freezes_backbone for extension in model.extensions):
         model.gpt.requires_grad_(False)
-    for extension in extensions:
+    for extension in sorted(model.extensions, key=lambda one: not one.freezes_backbone):
         extension.prepare_model(model)
+    for extension in model.extensions:
+        extension.check(model)
 
 
 def replace_attention(model, attend, *, who: str, takes_prefix: bool) -> None:

@@ -201,6 +201,8 @@ class Trainer:
                     for extension in self.extensions:
                         share = count_targets(piece) / targets
                         objective = objective + share * extension.penalty(self.model, there, logits)
+                for extension in self.extensions:
+                    extension.before_backward(self.model, there)
                 # DistributedDataParallel averages over workers; the sum is wanted
                 (objective * self.worker.count).backward()
             figures.append(torch.stack([loss.detach().double(), count_correct(logits, there)]))

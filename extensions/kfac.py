@@ -71,10 +71,8 @@ class KfacExtension(Extension):
         self.optimizer = Kfac(model, linears, self, lr=lr, weight_decay=weight_decay)
         return self.optimizer
 
-    def penalty(self, model, batch: dict, logits):
-        """Nothing is added: here, before the backward pass, the optimizer gets to see the batch."""
+    def before_backward(self, model, batch: dict) -> None:
         self.optimizer.note(count_targets(batch), batch.get("attention_mask"))
-        return 0.0
 
 
 class Kfac(MatrixOptimizer):
@@ -145,7 +143,7 @@ class Kfac(MatrixOptimizer):
         state["averaged"] += 1
         stays = min(1 - 1 / state["averaged"], group["decay"])
         state["input"].lerp_(inputs / rows.clamp(min=1), 1 - stays)
-        # the objective was multiplied by the number of workers: training.py
+        # the objective was multiplied by the number of workers: engine/training.py
         state["output"].lerp_(outputs * (targets / workers**2), 1 - stays)
 
     def _direction(self, grad, state, group) -> torch.Tensor:

@@ -71,8 +71,8 @@ class QAT(Extension):
                 for linear in linears:
                     linear.forward = QuantisedForward(linear, source, self.bits)
 
-    def make_optimizer(self, model, lr: float, weight_decay: float):
-        """None; only looks whether later extensions left the linears where they were."""
+    def check(self, model) -> None:
+        """Later extensions must have left the linears where they were."""
         for layer in model.gpt.gpt_layers:
             for _, linears in readers(layer):
                 if not all(isinstance(linear.forward, QuantisedForward) for linear in linears):

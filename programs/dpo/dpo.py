@@ -106,7 +106,10 @@ def extended(args, model, folder: RunFolder) -> list[Extension]:
 
 def check_extensions(args) -> None:
     for flag, extension in zip(args.extension, load_extensions(args.extension), strict=True):
-        if type(extension).penalty is not Extension.penalty:
+        kind = type(extension)
+        hooks = [(kind.penalty, Extension.penalty)]
+        hooks.append((kind.before_backward, Extension.before_backward))
+        if any(own is not neutral for own, neutral in hooks):
             raise InputError(f"--extension {flag}: it acts on a task's loss, here there is another")
         if extension.freezes_backbone and args.started_with:
             raise InputError(

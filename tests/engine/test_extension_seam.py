@@ -396,6 +396,33 @@ def test_the_readme_s_example_works(tmp_path, place, monkeypatch):
     run_task(monkeypatch, "classifier", "--extension", flag)
 
 
+@dataclass
+class Remembering(Extension):
+    """Looks whether what one hook stores is there in the next."""
+
+    def prepare_model(self, model):
+        self.model, self.checked, self.parts = model, 0, []
+
+    def check(self, model):
+        assert self.model is model
+        self.checked += 1
+
+    def before_backward(self, model, batch):
+        assert self.model is model and all(p.grad is None for p in model.parameters())
+        self.parts.append(len(batch["sent_ids"]))
+
+    def after_step(self, model):
+        assert all(p.grad is not None for p in model.parameters())
+
+
+def test_a_run_has_one_instance_of_an_extension(tmp_path, quiet):
+    one, model = Remembering(), Averager()
+    apply_extensions(model, [one])
+    assert model.extensions == [one] and model.extensions[0] is one
+    run(model, tmp_path, extensions=model.extensions, rows=8, batch_size=8)
+    assert one.checked == 1 and set(one.parts) == {8}
+
+
 @pytest.mark.skipif(not (ROOT / "extensions").is_dir(), reason="extensions/ is not here")
 def test_the_hooks_in_the_extensions_page_are_those_of_the_seam():
     text = (ROOT / "extensions" / "README.md").read_text(encoding="utf-8").split("## What there")[0]

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from classifier import GPT2SentimentClassifier, loss_fn
 from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
-from engine.extension import apply_extensions
+from engine.extension import Extension, apply_extensions
 from engine.fast.adamw import FusedAdamW
 from extensions.gradient_checkpointing import GradientCheckpointing
 from extensions.kfac import Kfac, KfacExtension, damped_inverse
@@ -62,6 +62,7 @@ def backward(model, extension, batches: list[dict], *, scale=1.0, others=()) -> 
         for other in (extension, *others):
             share = len(batch["labels"]) / total
             objective = objective + share * other.penalty(model, batch, logits)
+            other.before_backward(model, batch)
         (scale * objective).backward()
 
 
@@ -373,8 +374,8 @@ def test_what_goes_to_adamw_moves_as_with_adamw(model):
     twin = with_a_whole_last_layer(copy.deepcopy(model))
     extension = prepared(model)
     step(model, extension, seed=1)
-    theirs = SimpleNamespace(optimizer=FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1))
-    theirs.penalty = lambda *_: 0.0
+    theirs = Extension()
+    theirs.optimizer = FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1)
     step(twin, theirs, seed=1)
     one, two = model.state_dict(), twin.state_dict()
     coverage = extension.optimizer.coverage
