@@ -88,7 +88,7 @@ class SonnetGPT(nn.Module):
 
 
 def complete(model: SonnetGPT, prompts: list[Record], args) -> list[Record]:
-    """All prompts continued in one batch, with draws that the seed alone decides."""
+    """Continue all prompts in one batch; sampling is determined by the seed."""
     dataset = prompt_dataset(model, prompts, where=args.held_out_sonnet_path)
     batch = collate([dataset[i] for i in range(len(dataset))])
     device = model.gpt.word_embedding.weight.device

@@ -1,4 +1,4 @@
-"""Who does the jobs: the starter's plain completion, torch's optimizer, and ours.
+"""The peers that each benchmark compares: the starter, torch's optimizer, this project.
 
 transformers is in `huggingface.py`.
 """

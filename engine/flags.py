@@ -19,7 +19,7 @@ def add_fit_arguments(parser) -> None:
     group = parser.add_argument_group("training, all optional")
     group.add_argument("--resume", action="store_true", help="go on with the run of these flags")
     group.add_argument(
-        "--checkpoint", metavar="FILE", help="a best.safetensors: predict, train not"
+        "--checkpoint", metavar="FILE", help="a best.safetensors: predict only, without training"
     )
     group.add_argument(
         "--limit",

@@ -1,6 +1,6 @@
-"""From the course's files to checked records: `file ─read─▶ records ─▶ batches.py`.
+"""From the course's files to checked records: `file ─read─▶ records ─▶ engine/batches.py`.
 
-Whatever is wrong with a file is said with its line, what was found and what was expected.
+Errors name the file, the line, what was found and what was expected.
 """
 
 import csv

@@ -14,7 +14,7 @@
     decoding   dev sonnets continued, each strategy with its defaults; plain: the task's sampling
 
 The three tasks' checkpoints are trained once, and kept in --folder. How runs are made and kept:
-benchmarks/study.py; what is run: benchmarks/programs_runs.py; on which rows: programs_data.py.
+studies/study.py; what is run: studies/programs_runs.py; on which rows: programs_data.py.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python studies/techniques_help.py --bf16 --jobs 2
 
-How runs are made, chosen and kept: benchmarks/study.py.
+How runs are made, chosen and kept: studies/study.py.
 """
 
 import sys
