@@ -6,6 +6,7 @@ import socket
 import tempfile
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -27,7 +28,7 @@ TOKENIZER_FILES = (
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS += tuple(f"{name}.index.json" for name in WEIGHTS)  # of shards
 UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, EOFError),
     *(SafetensorError, UnpicklingError),
 )
 
@@ -116,7 +117,7 @@ def load_tokenizer(model_size: str = "gpt2"):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers, in Rust, raises no narrower one
         reason = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}): copy its files again"
@@ -165,11 +166,18 @@ def load_gpt2(model_size: str = "gpt2", **shape) -> GPT2Model:
             return GPT2Model.from_pretrained(folder, **shape)
     except (*UNREADABLE, StrictDataclassError) as error:
         reason = " ".join(f"{error}".split()).partition(". ")[0] or type(error).__name__
-        if isinstance(error, UnpicklingError):
+        if any(isinstance(cause, UnpicklingError) for cause in _chain(error)):
             reason = "no pickle, or one of more than weights, which is refused"
         if reason.startswith(f"{folder}: "):  # the lesson's own message
             raise InputError(f"{reason}: copy the checkpoint again") from error
         raise InputError(f"{file}: {reason[:300]}: copy the checkpoint again") from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def save_gpt2(gpt: GPT2Model, folder, end_token: int | None = None) -> None:

@@ -97,7 +97,8 @@ def read_weights(model):
     known = re.compile(r"(lm_head\.weight|attn\.(masked_)?bias)$")  # the tied head, old masks
     extra = sorted(name for name in report["unexpected_keys"] if not known.search(name))
     wrong = [f"{name} is missing" for name in sorted(report["missing_keys"])]
-    wrong += [f"{n} is {(*a,)}, expected {(*b,)}" for n, a, b in report["mismatched_keys"]]
+    mismatched = [name if isinstance(name, str) else name[0] for name in report["mismatched_keys"]]
+    wrong += [f"{name} has another shape" for name in mismatched]
     wrong += [f"{name} is unknown" for name in extra if re.search(r"\b(wte|wpe|h|ln_f)\.", name)]
     if wrong:
         wrong = f"{len(wrong)} tensors do not fit config.json, the first: {wrong[0]}"

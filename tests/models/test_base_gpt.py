@@ -169,15 +169,15 @@ WTE, C_FC = "transformer.wte.weight", "transformer.h.1.mlp.c_fc.weight"
 DAMAGE = {
     "an embedding of another vocabulary": (
         lambda state: state.update({WTE: torch.zeros(60, 32)}),
-        ["wte.weight is (60, 32), expected (61, 32)"],
+        ["wte.weight has another shape"],
     ),
     "a linear that is transposed": (
         lambda state: state.update({C_FC: state[C_FC].T.contiguous()}),
-        ["h.1.mlp.c_fc.weight is (80, 32), expected (32, 80)"],
+        ["h.1.mlp.c_fc.weight has another shape"],
     ),
     "a joined matrix of another width": (
         lambda state: state.update({"transformer.h.0.attn.c_attn.weight": torch.zeros(32, 95)}),
-        ["h.0.attn.c_attn.weight is (32, 95), expected (32, 96)"],
+        ["h.0.attn.c_attn.weight has another shape"],
     ),
     "a missing tensor": (
         lambda state: state.pop(C_FC),
@@ -189,7 +189,7 @@ DAMAGE = {
     ),
     "an axis too many": (
         lambda state: state.update({C_FC: torch.zeros(2, 3, 4)}),
-        ["h.1.mlp.c_fc.weight is (2, 3, 4)"],
+        ["h.1.mlp.c_fc.weight has another shape"],
     ),
     "a layer too many": (
         lambda state: state.update({C_FC.replace("1", "2"): torch.zeros(2)}),
@@ -226,7 +226,7 @@ def test_many_missing_tensors_are_counted_and_a_few_named(folder):
         ({"embd_pdrop": 0.3}, "embd_pdrop.*0.3.*0.1"),
         ({"n_head": 5}, "32.*5"),
         ({"n_layer": 3}, "h.2.* is missing"),
-        ({"vocab_size": 62}, r"wte.weight is \(61, 32\), expected \(62, 32\)"),
+        ({"vocab_size": 62}, "wte.weight has another shape"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
         ({"n_head": 0}, "num_attention_heads is 0"),
         ({"n_layer": "two"}, "n_layer"),
@@ -324,7 +324,7 @@ def test_a_broken_index_of_shards_is_refused(folder, name, index):
 
 def test_a_folder_without_weights_or_config_says_so(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"no file named model\.safetensors"):
+    with pytest.raises(InputError, match=r"no file named .*model\.safetensors"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json: not found"):
