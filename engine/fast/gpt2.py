@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from engine.fast.attention import fused_causal_attention
 from models.gpt2 import GPT2Model, last_positions, states_at
+from utils import get_extended_attention_mask
 
 FEW_ROWS = range(5, 17)  # a CPU multiplies so few rows with a tall matrix faster from the left
 
@@ -56,13 +57,11 @@ def last_layer(layer, hidden_states, attention_mask):
     """A layer's output at each text's last token: (b, t, d), (b, t) -> (b, d)."""
     attention, normalised = layer.self_attention, layer.attention_layer_norm(hidden_states)
     positions = last_positions(attention_mask)
-    later = torch.arange(hidden_states.shape[1], device=positions.device) > positions[:, None]
-    lowest = torch.finfo(normalised.dtype).min
-    mask = torch.zeros_like(later, dtype=normalised.dtype).masked_fill(later, lowest)
     key = attention.transform(normalised, attention.key)
     value = attention.transform(normalised, attention.value)
     query = attention.transform(states_at(normalised, positions)[:, None], attention.query)
-    attended = attention.attention(key, query, value, mask[:, None, None].to(query.dtype))
+    mask = get_extended_attention_mask(attention_mask, query.dtype)
+    attended = attention.attention(key, query, value, mask)
     output = states_at(hidden_states, positions)[:, None]  # (b, 1, d)
     output = layer.add(output, attended, layer.attention_dense, layer.attention_dropout)
     expanded = layer.interm_af(layer.interm_dense(layer.out_layer_norm(output)))
