@@ -36,7 +36,14 @@ def start(program: str, *words, cwd=ROOT, options=(), **environment) -> subproce
 # -- Ctrl-C ------------------------------------------------------------------------------------
 
 HEAVY = ["classifier.py", "paraphrase_detection.py", "pretrain.py", "sanity_check.py"]
-MOMENTS = ["utils", "numpy._core", "torch.types", "torch.nn.modules", "torch.utils.data", "tqdm"]
+MOMENTS = [
+    "engine.errors",
+    "numpy._core",
+    "torch.types",
+    "torch.nn.modules",
+    "torch.utils.data",
+    "tqdm",
+]
 
 
 @pytest.mark.parametrize(

@@ -121,5 +121,5 @@ def test_every_technique_s_cost_is_in_the_file_and_the_page_names_its_machine():
 @pytest.mark.parametrize("program", [techniques_help, programs_help])
 def test_the_studies_are_of_the_bundled_checkpoint_and_whole_files(program):
     name = program.__name__.rpartition(".")[2]
-    results = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    results = json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text("utf-8"))
     assert results["checkpoint"] == study.checkpoint() and results["limit"] is None

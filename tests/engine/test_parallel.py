@@ -82,7 +82,8 @@ def test_two_processes_at_half_the_batch_follow_the_single_one(name, place, monk
 
 KILLER = f"""import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-import classifier, training
+import classifier
+from engine import training
 
 save = training.Trainer.save
 
