@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from engine.batches import TokenDataset, batch_loader, make_loader, tokenise
 from engine.checkpoint import RunFolder, load_model
-from engine.extension import apply_extensions, load_extensions
-from engine.fast.gpt2 import accelerate
+from engine.extension import equip, load_extensions
 from engine.flags import (
     add_fit_arguments,
     add_max_length,
@@ -126,8 +125,7 @@ def forward_features(model, batch: dict):
 def build_model(config, pretrained: bool = True) -> GPT2SentimentClassifier:
     """The one constructor, for training and for loading; config as in the checkpoint's settings."""
     model = GPT2SentimentClassifier(SimpleNamespace(**vars(config), pretrained=pretrained))
-    accelerate(model, extended=bool(config.extension))
-    apply_extensions(model, load_extensions(config.extension))
+    equip(model, load_extensions(config.extension))
     return model
 
 

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 
 from engine.batches import TokenDataset, tokenise
 from engine.checkpoint import RunFolder, load_model
-from engine.extension import apply_extensions, load_extensions
-from engine.fast.gpt2 import accelerate
+from engine.extension import equip, load_extensions
 from engine.flags import (
     add_data_dir,
     add_fit_arguments,
@@ -111,8 +110,7 @@ def answer_tokens(tokenizer) -> list[int]:
 def build_model(args, pretrained: bool = True) -> ParaphraseGPT:
     """The one constructor, for training and for loading; args as in the checkpoint's settings."""
     model = ParaphraseGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
-    accelerate(model, extended=bool(args.extension))
-    apply_extensions(model, load_extensions(args.extension))
+    equip(model, load_extensions(args.extension))
     return model
 
 

@@ -41,9 +41,8 @@ from engine.corpus import (
     train_tokenizer,
     write_tokens,
 )
-from engine.extension import Extension, apply_extensions, load_extensions
+from engine.extension import Extension, equip, load_extensions
 from engine.fast.adamw import FusedAdamW
-from engine.fast.gpt2 import accelerate
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
 from engine.hub import backbone
@@ -147,8 +146,7 @@ def build_model(args, pretrained: bool = True) -> LanguageModel:
     if pretrained and args.init:
         start = load_gpt2(args.init)
         load_trainable_state(model.gpt, start.state_dict(), args.init)
-    accelerate(model, extended=bool(args.extension))
-    apply_extensions(model, load_extensions(args.extension))
+    equip(model, load_extensions(args.extension))
     return model
 
 

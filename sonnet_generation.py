@@ -21,9 +21,8 @@ from torch import nn
 
 from engine.batches import TokenDataset, collate, next_token_labels, next_token_loss, tokenise
 from engine.checkpoint import RunFolder, load_model
-from engine.extension import apply_extensions, load_extensions
+from engine.extension import equip, load_extensions
 from engine.fast.compiling import CUDA_GRAPHS
-from engine.fast.gpt2 import accelerate
 from engine.flags import (
     add_data_dir,
     add_fit_arguments,
@@ -119,8 +118,7 @@ def prompt_dataset(model: SonnetGPT, prompts: list[Record], where) -> TokenDatas
 def build_model(args, pretrained: bool = True) -> SonnetGPT:
     """The one constructor, for training and for loading; args as in the checkpoint's settings."""
     model = SonnetGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
-    accelerate(model, extended=bool(args.extension))
-    apply_extensions(model, load_extensions(args.extension))
+    equip(model, load_extensions(args.extension))
     return model
 
 

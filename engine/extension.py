@@ -15,6 +15,7 @@ from pathlib import Path
 from engine.checkpoint import RunFolder
 from engine.errors import InputError, did_you_mean
 from engine.fast.attention import DENSE
+from engine.fast.gpt2 import accelerate
 from engine.files import ROOT
 
 
@@ -69,6 +70,13 @@ def apply_extensions(model, extensions: Iterable[Extension]) -> None:
         extension.prepare_model(model)
     for extension in model.extensions:
         extension.check(model)
+
+
+def equip(model, extensions: Iterable[Extension]) -> None:
+    """Give a task's model its fast form and then its extensions, in the order of engine/fast."""
+    extensions = list(extensions)
+    accelerate(model, extended=bool(extensions))
+    apply_extensions(model, extensions)
 
 
 def replace_attention(model, attend, *, who: str, takes_prefix: bool) -> None:

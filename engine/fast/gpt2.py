@@ -72,8 +72,11 @@ def accelerate(model, *, extended=False):
     """Give a task's model the fast form of its GPT-2, `model.gpt`, with the same weights.
 
     extended: whether extensions follow, which may look at every layer's whole output. Without them
-    a model with the attribute `reads_last_token_only` gets a `LastTokenGPT2`.
+    a model with the attribute `reads_last_token_only` gets a `LastTokenGPT2`. A form that serves
+    already is left alone, with what earlier extensions made of it.
     """
+    if isinstance(model.gpt, FastGPT2) and not (extended and isinstance(model.gpt, LastTokenGPT2)):
+        return model
     short = not extended and getattr(model, "reads_last_token_only", False)
     with torch.device("meta"):
         fast = (LastTokenGPT2 if short else FastGPT2)(model.gpt.config)

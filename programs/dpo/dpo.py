@@ -37,7 +37,7 @@ import sonnet_generation
 from engine.batches import to_device
 from engine.checkpoint import RunFolder, load_model
 from engine.corpus import save_tokenizer
-from engine.extension import Extension, apply_extensions, load_extensions
+from engine.extension import Extension, equip, load_extensions
 from engine.flags import add_data_dir, add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.parallel import Worker, joined_worker
 from engine.records import data_path
@@ -100,16 +100,14 @@ def extended(args, model, folder: RunFolder) -> list[Extension]:
             save_gpt2(model.gpt, start, end_token=tokenizer.eos_token_id)
             save_tokenizer(tokenizer, start)
         folder.settings["model_size"] = str(start)
-    apply_extensions(model, extensions)
+    equip(model, extensions)
     return extensions
 
 
 def check_extensions(args) -> None:
     for flag, extension in zip(args.extension, load_extensions(args.extension), strict=True):
-        kind = type(extension)
-        hooks = [(kind.penalty, Extension.penalty)]
-        hooks.append((kind.before_backward, Extension.before_backward))
-        if any(own is not neutral for own, neutral in hooks):
+        hooks = ("penalty", "before_backward")
+        if any(getattr(type(extension), hook) is not getattr(Extension, hook) for hook in hooks):
             raise InputError(f"--extension {flag}: it acts on a task's loss, here there is another")
         if extension.freezes_backbone and args.started_with:
             raise InputError(

@@ -119,6 +119,17 @@ def test_the_last_token_s_form_is_for_models_that_read_no_more_and_have_no_exten
     assert fast.training == model.training
 
 
+def test_a_form_that_serves_stays_and_an_extension_that_comes_later_gets_whole_layers(
+    model,
+):
+    holder = accelerate(Holder(model))
+    short = holder.gpt
+    assert accelerate(holder).gpt is short
+    whole = accelerate(holder, extended=True).gpt
+    assert type(whole) is FastGPT2 and whole.gpt_layers is short.gpt_layers
+    assert accelerate(holder).gpt is whole and accelerate(holder, extended=True).gpt is whole
+
+
 @pytest.mark.parametrize("padding", ["right", "none"])
 def test_the_fast_form_gives_the_lesson_s_states_and_logits(model, padding):
     batch, real = inputs(padding), torch.tensor(MASKS["right"]).bool()
