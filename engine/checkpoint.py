@@ -26,6 +26,7 @@ UNNAMED = {
     "out",
     "dtype",
 }  # and *_out
+RENAMED = {"input_quantiser": "input_quantizer"}  # parts of names in files of earlier versions
 
 
 class RunFolder:
@@ -192,9 +193,16 @@ def _unpack(value, file):
     if kind == "tensor":
         return file.get_tensor(content).clone()  # a view would keep Windows from replacing the file
     if kind == "dict":
-        return {key: _unpack(item, file) for key, item in content}
+        return {_current_name(key): _unpack(item, file) for key, item in content}
     items = [_unpack(item, file) for item in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def _current_name(key):
+    """A key of a stored dict as it is called today."""
+    for before, now in RENAMED.items() if isinstance(key, str) else ():
+        key = key.replace(before, now)
+    return key
 
 
 def plot_curves(history: list[dict], path, metric: str) -> None:

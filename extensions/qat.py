@@ -1,4 +1,4 @@
-"""Quantisation-aware training: linears compute as they will on integers while they are trained.
+"""Quantization-aware training: linears compute as they will on integers while they are trained.
 
     r = S (q − Z)                                   Jacob et al. 2018, eq. 1; training: section 3
     v̂ = s · ⌊clip(v / s, −Q_N, Q_P)⌉                Esser et al. 2020 (LSQ), eq. 1–2
@@ -65,22 +65,22 @@ class QAT(Extension):
                     _refuse_unfit(linear)
                 weight = linears[0].weight
                 scaled = self.quadapter and reader in behind_norm
-                source = InputQuantiser(weight.shape[1], self.activation_bits, scaled)
-                reader.input_quantiser = source.to(weight.device)
-                reader.register_forward_pre_hook(_quantise_input)
+                source = InputQuantizer(weight.shape[1], self.activation_bits, scaled)
+                reader.input_quantizer = source.to(weight.device)
+                reader.register_forward_pre_hook(_quantize_input)
                 for linear in linears:
-                    linear.forward = QuantisedForward(linear, source, self.bits)
+                    linear.forward = QuantizedForward(linear, source, self.bits)
 
     def check(self, model) -> None:
         """Later extensions must have left the linears where they were."""
         for layer in model.gpt.gpt_layers:
             for _, linears in readers(layer):
-                if not all(isinstance(linear.forward, QuantisedForward) for linear in linears):
+                if not all(isinstance(linear.forward, QuantizedForward) for linear in linears):
                     raise InputError("qat: a linear was wrapped later: give --extension qat last")
 
     @torch.no_grad()
     def after_step(self, model) -> None:
-        sources = [m for m in model.modules() if isinstance(m, InputQuantiser) and m.acts]
+        sources = [m for m in model.modules() if isinstance(m, InputQuantizer) and m.acts]
         new = [source for source in sources if not source.known()]
         for source, noted in zip(sources, noted_by_all(sources), strict=True):
             source.learn(noted, self.momentum)
@@ -96,7 +96,7 @@ def readers(layer) -> list:
 
 
 def _refuse_unfit(linear) -> None:
-    if isinstance(linear.forward, QuantisedForward):
+    if isinstance(linear.forward, QuantizedForward):
         raise InputError("qat: it is given twice: give it once")
     kind = type(linear)
     if not isinstance(linear, nn.Linear) and not hasattr(kind, "weight"):  # LoRA's is merged
@@ -105,8 +105,8 @@ def _refuse_unfit(linear) -> None:
         raise InputError("qat: merged weights leave no place for lora's dropout: give dropout=0")
 
 
-def _quantise_input(module, inputs):
-    return (module.input_quantiser(inputs[0]), *inputs[1:])
+def _quantize_input(module, inputs):
+    return (module.input_quantizer(inputs[0]), *inputs[1:])
 
 
 def noted_by_all(sources: list) -> list[torch.Tensor]:
@@ -124,7 +124,7 @@ def calibrate(model, sources: list) -> None:
     """α² = max|w| / max|x| for each channel of these inputs: both spread equally far."""
     for source in sources:
         if source.log_alpha is not None:
-            linears = [f.linear for f in quantised(model).values() if f.source is source]
+            linears = [f.linear for f in quantized(model).values() if f.source is source]
             weights = torch.cat([linear.weight for linear in linears]).abs().amax(dim=0)
             inputs = source.extremes.amax(dim=0)
             ratio = weights.clamp(min=1e-5) / inputs.clamp(min=1e-5)
@@ -134,26 +134,26 @@ def calibrate(model, sources: list) -> None:
 # -- rounding ----------------------------------------------------------------------------------
 
 
-def quantise(x, scale, low, high) -> torch.Tensor:
+def quantize(x, scale, low, high) -> torch.Tensor:
     """Integers from low to high, kept in x's type."""
     return (x / scale).round().clamp(low, high)
 
 
-def dequantise(integers, scale) -> torch.Tensor:
+def dequantize(integers, scale) -> torch.Tensor:
     return integers * scale
 
 
-def fake_quantise(x, scale, low, high) -> torch.Tensor:
+def fake_quantize(x, scale, low, high) -> torch.Tensor:
     """v̂ of v = x, with the gradients above."""
-    return FakeQuantise.apply(x, scale, low, high)
+    return FakeQuantize.apply(x, scale, low, high)
 
 
-class FakeQuantise(torch.autograd.Function):
+class FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, scale, low, high):
         ctx.save_for_backward(x, scale)
         ctx.low, ctx.high = low, high
-        return dequantise(quantise(x, scale, low, high), scale)
+        return dequantize(quantize(x, scale, low, high), scale)
 
     @staticmethod
     def backward(ctx, grad):
@@ -182,7 +182,7 @@ def weight_scale(weight, bits: int) -> torch.Tensor:
 # -- in the model ------------------------------------------------------------------------------
 
 
-class InputQuantiser(nn.Module):
+class InputQuantizer(nn.Module):
     """Q(α x) of what one or more linears read, (..., in); notes the extremes of each step.
 
     extremes: (2, in), −min and max of each channel, so that the wider is always the larger.
@@ -215,7 +215,7 @@ class InputQuantiser(nn.Module):
             x = x * self.alpha
         if self.bits >= UNROUNDED or not self.known():
             return x
-        return fake_quantise(x, **self.grid())
+        return fake_quantize(x, **self.grid())
 
     def _note(self, x) -> None:
         found = torch.stack([-x.amin(dim=0), x.amax(dim=0)])
@@ -242,11 +242,11 @@ class InputQuantiser(nn.Module):
 
 
 @dataclass(eq=False)
-class QuantisedForward:
+class QuantizedForward:
     """What a linear, adapted or not, does in the place of its own forward."""
 
     linear: nn.Module
-    source: InputQuantiser
+    source: InputQuantizer
     bits: int
 
     def __call__(self, x):
@@ -254,7 +254,7 @@ class QuantisedForward:
         if self.bits < UNROUNDED:
             scale = weight_scale(_divided(weight.detach(), alpha), self.bits)
             limit = largest(self.bits)
-            weight = fake_quantise(_divided(weight, alpha), scale, -limit, limit)
+            weight = fake_quantize(_divided(weight, alpha), scale, -limit, limit)
         elif alpha is None:
             return type(self.linear).forward(self.linear, x)
         else:
@@ -266,10 +266,10 @@ def _divided(weight, alpha):
     return weight if alpha is None else weight / alpha
 
 
-def quantised(model) -> dict[str, QuantisedForward]:
-    """Every quantised linear of a model by the name of its place."""
+def quantized(model) -> dict[str, QuantizedForward]:
+    """Every quantized linear of a model by the name of its place."""
     modules = model.named_modules()
-    return {name: m.forward for name, m in modules if isinstance(m.forward, QuantisedForward)}
+    return {name: m.forward for name, m in modules if isinstance(m.forward, QuantizedForward)}
 
 
 # -- out of it ---------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class IntegerLinear:
         """(..., in) -> (..., out): sums of products of integers, exact in float64."""
         x, scale = x if self.alpha is None else x * self.alpha, self.scale
         if self.grid is not None:
-            x, scale = quantise(x, **self.grid), scale * self.grid["scale"]
+            x, scale = quantize(x, **self.grid), scale * self.grid["scale"]
         sums = x.double() @ self.weight.double().T
         return (sums * scale + self.bias).to(self.bias.dtype)
 
@@ -298,7 +298,7 @@ class IntegerLinear:
 def export_integers(model) -> dict[str, IntegerLinear]:
     """The linears of a trained model, by the names of their places."""
     exported = {}
-    for name, place in quantised(model).items():
+    for name, place in quantized(model).items():
         source, limit = place.source, largest(place.bits)
         rounds_inputs = source.bits < UNROUNDED
         if place.bits >= UNROUNDED or (rounds_inputs and not source.known()):
@@ -306,7 +306,7 @@ def export_integers(model) -> dict[str, IntegerLinear]:
         weight = _divided(place.linear.weight, source.alpha)
         scale = weight_scale(weight, place.bits)
         exported[name] = IntegerLinear(
-            weight=quantise(weight, scale, -limit, limit).to(torch.int8),
+            weight=quantize(weight, scale, -limit, limit).to(torch.int8),
             scale=scale[:, 0],
             bias=place.linear.bias.clone(),
             grid=source.grid() if rounds_inputs else None,

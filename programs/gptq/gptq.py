@@ -43,7 +43,7 @@ from programs.gptq.rounding import Hessian, Options, best_rows
 from programs.quantize.job import Job, open_job, task_flags
 from programs.quantize.linear import LINEARS, Recipe, Rounded
 from programs.quantize.quantize import complete, make_parser
-from programs.quantize.quantize import quantise as quantise_by
+from programs.quantize.quantize import quantize as quantize_by
 
 BLOCK_OF_TEXT = 512  # tokens
 
@@ -126,7 +126,7 @@ class Parts:
 
 
 @torch.no_grad()
-def quantise_layers(model, batches: list, recipe: Recipe, options: Options, parts: Parts) -> None:
+def quantize_layers(model, batches: list, recipe: Recipe, options: Options, parts: Parts) -> None:
     """Round the layers from the first to the last, each on what those before it make of a text."""
     gpt = model.gpt
     if recipe.embedding:
@@ -138,14 +138,14 @@ def quantise_layers(model, batches: list, recipe: Recipe, options: Options, part
         if not parts.load(index, layer, recipe):
             sums = {"gptq": 0.0, "nearest": 0.0}
             for names in LINEARS:
-                errors = quantise_linears(gpt, layer, names, hidden, masks, recipe, options)
+                errors = quantize_linears(gpt, layer, names, hidden, masks, recipe, options)
                 sums = {key: sums[key] + errors[key] for key in sums}
             parts.save(index, layer, sums)
         if layer is not layers[-1]:
             hidden = run_layer(gpt, layer, hidden, masks)
 
 
-def quantise_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: Options) -> dict:
+def quantize_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: Options) -> dict:
     """Linears that read the same input, as the rows of one matrix."""
     hessian = hessian_of(gpt, layer, names[0], hidden, masks)
     weights = [layer.get_submodule(name).weight for name in names]
@@ -205,13 +205,13 @@ def run(args, own: Namespace, worker: Worker) -> None:
         loader = make_loader(texts, job.args.batch_size)
         batches = [to_device(batch, worker.device) for batch in loader]
         print(f"{sum(texts.lengths)} tokens to calibrate on; --resume goes on from {parts.folder}")
-        quantise_layers(job.model, batches, recipe, options, parts)
+        quantize_layers(job.model, batches, recipe, options, parts)
         sums = {key: sum(each[key] for each in parts.errors) for key in ("gptq", "nearest")}
         if sums["nearest"]:
             share = sums["gptq"] / sums["nearest"]
             print(f"squared error in the layers' outputs: {share:.3f} of rounding to nearest's")
 
-    quantise_by(args, job, method)
+    quantize_by(args, job, method)
     shutil.rmtree(parts.folder, ignore_errors=True)
 
 

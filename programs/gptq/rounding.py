@@ -9,7 +9,7 @@ those of the columns behind it in one product at its end: the block's size chang
 the result. With act_order the columns of the largest H_jj come first. The scale of a group is found
 when the turn of its first column comes; with act_order all are found before.
 
-Differs from the paper in the grid, which is symmetric (quantised_linear.py); in that a row whose
+Differs from the paper in the grid, which is symmetric (linear.py); in that a row whose
 error in the norm of H is smaller with rounding to nearest is rounded to nearest; and in inputs that
 were always 0: their weights are rounded to nearest.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.errors import InputError
-from extensions.qat import largest, quantise
+from extensions.qat import largest, quantize
 from programs.quantize.linear import Grid, Rounded, round_to_nearest
 
 
@@ -68,7 +68,7 @@ def gptq(weight, hessian, grid: Grid, options: Options) -> Rounded:
             if moving and j % width == 0:
                 scale[:, group : group + 1] = Grid(grid.bits).scales(left[:, j : j + width])
             step = scale[:, group].double()
-            rounded = quantise(left[:, j], step, -limit, limit)
+            rounded = quantize(left[:, j], step, -limit, limit)
             integers[:, places[j]] = rounded.to(torch.int8)
             error = (left[:, j] - rounded * step) / upper[j, j]
             left[:, j:end] -= error[:, None] * upper[j, j:end]

@@ -1,6 +1,6 @@
-"""Any task's checkpoint, opened to be quantised: its model, loaders and figures; files of integers.
+"""Any task's checkpoint, opened to be quantized: its model, loaders and figures; files of integers.
 
-A file of integers has the task's name behind "quantised ", so that the task itself refuses it with
+A file of integers has the task's name behind "quantized ", so that the task itself refuses it with
 one line, the settings and the recipe by which the model is rebuilt, and everything of the model,
 a frozen backbone included: packed integers with their scales, and the rest in floating point.
 """
@@ -34,9 +34,10 @@ from engine.flags import length_limit, take_over
 from engine.hub import load_tokenizer, save_gpt2
 from engine.parallel import Worker, seed_everything
 from extensions.lora import merge
-from programs.quantize.linear import LINEARS, Grid, Recipe, dequantise_model, quantise_model
+from programs.quantize.linear import LINEARS, Grid, Recipe, dequantize_model, quantize_model
 
-QUANTISED = "quantised "
+QUANTIZED = "quantized "
+EARLIER_SPELLING = "quantised "  # in files that earlier versions wrote
 ABSORBED = {"lora", "qat"}  # they end up in the weights
 TRAINING_ONLY = {"ema", "swa", "smart"}  # they keep tensors that only training reads
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
@@ -122,17 +123,22 @@ TASKS = {
 }
 
 
+def own_name(task: str) -> str:
+    """The name of a task, without the mark of a file of integers."""
+    return task.removeprefix(QUANTIZED).removeprefix(EARLIER_SPELLING)
+
+
 def task_of(path, packed: bool) -> str:
     """The task that a checkpoint is of; packed: whether it should hold integers."""
-    task = str(load_tree(path, only="task").get("task"))
-    if task.startswith(QUANTISED) and not packed:
+    stored = str(load_tree(path, only="task").get("task"))
+    task = own_name(stored)
+    if task != stored and not packed:
         raise InputError(
-            f"{path}: quantised already, expected a best.safetensors: use it as it is by "
-            f"--quantised, or give the checkpoint that it was made of"
+            f"{path}: quantized already, expected a best.safetensors: use it as it is by "
+            f"--quantized, or give the checkpoint that it was made of"
         )
-    if packed and not task.startswith(QUANTISED):
-        raise InputError(f"{path}: no file of integers: give it by --checkpoint to quantise it")
-    task = task.removeprefix(QUANTISED)
+    if packed and task == stored:
+        raise InputError(f"{path}: no file of integers: give it by --checkpoint to quantize it")
     if task not in TASKS:
         raise InputError(f"{path}: of task {task!r}, expected one of {', '.join(TASKS)}")
     return task
@@ -140,10 +146,10 @@ def task_of(path, packed: bool) -> str:
 
 def task_flags(args) -> Namespace:
     """What is left of the command line, read by the task's own parser; all outputs are checked."""
-    path = args.quantised or args.checkpoint
-    task = TASKS[task_of(path, packed=args.quantised is not None)]
+    path = args.quantized or args.checkpoint
+    task = TASKS[task_of(path, packed=args.quantized is not None)]
     own = task.module.get_args([*args.rest, *task.flags, "--checkpoint", str(path)])
-    for output in filter(None, (args.out, args.report, args.dequantised)):
+    for output in filter(None, (args.out, args.report, args.dequantized)):
         if Path(output).resolve() == Path(path).resolve():
             raise InputError(f"{output}: it would replace what is read: choose another file")
         check_writable(output)
@@ -157,16 +163,16 @@ def open_job(args, own: Namespace, worker: Worker) -> Job:
     if worker.count > 1:
         raise InputError(f"{worker.count} processes, expected one: start it without torchrun")
     seed_everything(own.seed)
-    if args.quantised:
-        name = task_of(args.quantised, packed=True)
-        model, settings = load_quantised(args.quantised)
+    if args.quantized:
+        name = task_of(args.quantized, packed=True)
+        model, settings = load_quantized(args.quantized)
     else:
         name = task_of(args.checkpoint, packed=False)
         model, settings = load_plain(args.checkpoint, name)
     take_over(own, settings)
     model.to(worker.device).eval()
     loaders = TASKS[name].build_loaders(own, model, worker)
-    return Job(name, model, settings, own, worker, loaders, args.quantised or args.out)
+    return Job(name, model, settings, own, worker, loaders, args.quantized or args.out)
 
 
 def load_plain(path, task: str):
@@ -208,7 +214,7 @@ def _scaled(layer) -> list[tuple]:
         (layer.attention_layer_norm, attention, layer.self_attention),
         (layer.out_layer_norm, interm, layer.interm_dense),
     ):
-        alpha = getattr(getattr(reader, "input_quantiser", None), "alpha", None)
+        alpha = getattr(getattr(reader, "input_quantizer", None), "alpha", None)
         if alpha is not None:
             places.append((norm, names, alpha))
     return places
@@ -217,10 +223,10 @@ def _scaled(layer) -> list[tuple]:
 # -- files -----------------------------------------------------------------------------------------
 
 
-def save_quantised(path, job: Job, recipe: Recipe) -> None:
+def save_quantized(path, job: Job, recipe: Recipe) -> None:
     """Write the model as it is: integers where the recipe has them, the rest in floating point."""
     tree = {
-        "task": QUANTISED + job.task,
+        "task": QUANTIZED + job.task,
         "settings": vars(job.settings),
         "recipe": asdict(recipe),
         "model": job.model.state_dict(),
@@ -228,28 +234,28 @@ def save_quantised(path, job: Job, recipe: Recipe) -> None:
     save_tree(path, tree)
 
 
-def load_quantised(path):
+def load_quantized(path):
     """(model, settings) of a file of integers; they stay packed in memory, too."""
     tree = load_tree(path)
     facts, settings = tree["recipe"], Namespace(**tree["settings"])
     recipe = Recipe(**facts | {"grid": Grid(**facts["grid"])})
-    module = TASKS[tree["task"].removeprefix(QUANTISED)].module
+    module = TASKS[own_name(tree["task"])].module
     model = module.build_model(settings, pretrained=False)
-    quantise_model(model.gpt, recipe, empty=True)
+    quantize_model(model.gpt, recipe, empty=True)
     model.requires_grad_(True)  # so that all of it is checked and filled
     load_trainable_state(model, tree["model"], path)
     return model.eval(), settings
 
 
 @torch.no_grad()
-def save_dequantised(path, job: Job) -> None:
+def save_dequantized(path, job: Job) -> None:
     """Write a checkpoint for the task's own --checkpoint, its weights the products s q.
 
     A frozen backbone is no part of such a file: it goes into a folder beside it, in HuggingFace's
     format, which the checkpoint's `model_size` then names.
     """
     model, settings = job.module.build_model(job.settings, pretrained=False), vars(job.settings)
-    dequantise_model(job.model)
+    dequantize_model(job.model)
     model.load_state_dict(job.model.state_dict())
     if not model.gpt.word_embedding.weight.requires_grad:
         folder = Path(path).resolve().with_suffix("")

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from extensions.qat import UNROUNDED, dequantise, largest, quantise, weight_scale
+from extensions.qat import UNROUNDED, dequantize, largest, quantize, weight_scale
 
 BITS = (2, 4, 8)  # of which a byte holds a whole number
 INT8 = 8
@@ -71,12 +71,12 @@ class Rounded:
     def weight(self) -> torch.Tensor:
         """(out, in)."""
         groups = self.integers.unflatten(1, (self.scale.shape[1], -1))
-        return dequantise(groups, self.scale[:, :, None]).flatten(1)
+        return dequantize(groups, self.scale[:, :, None]).flatten(1)
 
 
 def round_to_nearest(weight, grid: Grid) -> Rounded:
     scale, limit = grid.scales(weight), largest(grid.bits)
-    integers = quantise(grid.split(weight), scale.to(weight.dtype)[:, :, None], -limit, limit)
+    integers = quantize(grid.split(weight), scale.to(weight.dtype)[:, :, None], -limit, limit)
     return Rounded(integers.flatten(1).to(torch.int8), scale)
 
 
@@ -118,7 +118,7 @@ def float_integer_matmul(x, weight) -> torch.Tensor:
     return (x.double() @ weight.double().T).to(torch.int32)
 
 
-class QuantisedWeight(nn.Module):
+class QuantizedWeight(nn.Module):
     """A matrix as packed integers and scales, all of them buffers; `weight` has it in float."""
 
     def __init__(self, shape, grid: Grid, device=None):
@@ -141,7 +141,7 @@ class QuantisedWeight(nn.Module):
         return Rounded(self.integers(), self.scale).weight
 
 
-class QuantisedLinear(QuantisedWeight):
+class QuantizedLinear(QuantizedWeight):
     """(..., in) -> (..., out): weights become floating-point numbers in each call."""
 
     def __init__(self, shape, grid: Grid, device=None):
@@ -152,19 +152,19 @@ class QuantisedLinear(QuantisedWeight):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
-class DynamicLinear(QuantisedLinear):
+class DynamicLinear(QuantizedLinear):
     """(..., in) -> (..., out): inputs are rounded to int8 too, each token by its own scale."""
 
     def forward(self, x):
         tokens = x.flatten(0, -2).float()  # (n, in)
         scale, limit = weight_scale(tokens, INT8), largest(INT8)
-        rounded = quantise(tokens, scale, -limit, limit).to(torch.int8)
+        rounded = quantize(tokens, scale, -limit, limit).to(torch.int8)
         sums = integer_matmul(rounded, self.packed)
         y = sums * scale * self.scale.T + self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 
 
-class QuantisedEmbedding(QuantisedWeight):
+class QuantizedEmbedding(QuantizedWeight):
     """Token ids -> rows; the tied output layer asks for all of `weight`, in each call."""
 
     def forward(self, ids):
@@ -204,10 +204,10 @@ class Recipe:
                     f"{names[0]}: give a divisor of it, or 0 for whole rows"
                 )
 
-    def replace(self, layer, name: str, rounded: Rounded | None = None) -> QuantisedLinear:
+    def replace(self, layer, name: str, rounded: Rounded | None = None) -> QuantizedLinear:
         """Put integers in the place of a layer's linear, zeros if there are none yet."""
         linear = layer.get_submodule(name)
-        kind = DynamicLinear if self.dynamic else QuantisedLinear
+        kind = DynamicLinear if self.dynamic else QuantizedLinear
         new = kind(linear.weight.shape, self.grid, linear.weight.device)
         new.bias.copy_(linear.bias.detach())
         if rounded is not None:
@@ -217,14 +217,14 @@ class Recipe:
 
     def replace_embedding(self, gpt, empty: bool) -> None:
         weight, grid = gpt.word_embedding.weight.detach(), Grid(INT8)
-        new = QuantisedEmbedding(weight.shape, grid, weight.device)
+        new = QuantizedEmbedding(weight.shape, grid, weight.device)
         if not empty:
             new.hold(round_to_nearest(weight, grid))
         gpt.word_embedding = new
 
 
 @torch.no_grad()
-def quantise_model(gpt, recipe: Recipe, empty: bool = False) -> None:
+def quantize_model(gpt, recipe: Recipe, empty: bool = False) -> None:
     """Round to nearest what the recipe names; `empty` only makes the places for integers."""
     recipe.check(gpt)
     for layer in gpt.gpt_layers if recipe.rounds else ():
@@ -236,12 +236,12 @@ def quantise_model(gpt, recipe: Recipe, empty: bool = False) -> None:
 
 
 @torch.no_grad()
-def dequantise_model(model) -> None:
+def dequantize_model(model) -> None:
     """The inverse, but for what rounding took away: plain linears and a plain embedding."""
-    places = {name: m for name, m in model.named_modules() if isinstance(m, QuantisedWeight)}
+    places = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedWeight)}
     for name, module in places.items():
         weight, (rows, columns) = module.weight, module.weight.shape
-        if isinstance(module, QuantisedEmbedding):
+        if isinstance(module, QuantizedEmbedding):
             plain = nn.Embedding(rows, columns, device="meta")
         else:
             plain = nn.Linear(columns, rows, device="meta")

@@ -1,6 +1,6 @@
-"""Quantisation after training: a task's checkpoint as a small file of integers, and what it costs.
+"""Quantization after training: a task's checkpoint as a small file of integers, and what it costs.
 
-    w ≈ s q,   s = max|w| / (2^(b−1) − 1),   q = ⌊w / s⌉              quantised_linear.py
+    w ≈ s q,   s = max|w| / (2^(b−1) − 1),   q = ⌊w / s⌉              linear.py
 
 With 8 bits each row of a matrix has its scale ("per channel"; Jacob et al. 2018, eq. 1 with Z = 0),
 with fewer each group of columns in a row (Yao et al. 2022, "ZeroQuant", section 4.1). In `--mode
@@ -14,7 +14,7 @@ both models take turns on some of these rows, and their median seconds are compa
 the paper in that no operations are fused, and in that nothing is distilled.
 
     python -m programs.quantize --checkpoint runs/sst-…/best.safetensors --bits 8 --mode dynamic
-    python -m programs.quantize --quantised runs/sst-…/best-int8-dynamic.safetensors --predict
+    python -m programs.quantize --quantized runs/sst-…/best-int8-dynamic.safetensors --predict
 """
 
 import json
@@ -34,14 +34,14 @@ from programs.quantize.job import (
     dev_figures,
     listed,
     load_plain,
-    load_quantised,
+    load_quantized,
     open_job,
-    save_dequantised,
-    save_quantised,
+    save_dequantized,
+    save_quantized,
     seconds_in_turn,
     task_flags,
 )
-from programs.quantize.linear import INT8, Grid, Recipe, quantise_model, tensor_bytes
+from programs.quantize.linear import INT8, Grid, Recipe, quantize_model, tensor_bytes
 
 GROUP_SIZE = 64  # where there are fewer bits than 8
 
@@ -49,22 +49,22 @@ GROUP_SIZE = 64  # where there are fewer bits than 8
 def run(args, own: Namespace, worker: Worker) -> None:
     """Round to nearest, or use what was rounded before."""
     job = open_job(args, own, worker)
-    if args.quantised:
-        print(f"{args.quantised}: {listed(dev_figures(job))}")
+    if args.quantized:
+        print(f"{args.quantized}: {listed(dev_figures(job))}")
         use(args, job)
     else:
-        quantise(args, job, lambda recipe: quantise_model(job.model.gpt, recipe))
+        quantize(args, job, lambda recipe: quantize_model(job.model.gpt, recipe))
 
 
-def quantise(args, job: Job, method) -> None:
-    """Quantise the job's model by a method, write it, read it again, and say what that cost."""
+def quantize(args, job: Job, method) -> None:
+    """Quantize the job's model by a method, write it, read it again, and say what that cost."""
     recipe = recipe_of(args)
     recipe.check(job.model.gpt)
     before = {**dev_figures(job), "megabytes": tensor_bytes(job.model) / 1e6}
     print(f"before: {listed(before)}")
     method(recipe)
-    save_quantised(args.out, job, recipe)
-    job.model = load_quantised(args.out)[0].to(job.worker.device)
+    save_quantized(args.out, job, recipe)
+    job.model = load_quantized(args.out)[0].to(job.worker.device)
     after = {**dev_figures(job), "megabytes": Path(args.out).stat().st_size / 1e6}
     print(f"after: {listed(after)}")
     plain = load_plain(args.checkpoint, job.task)[0].to(job.worker.device).eval()
@@ -81,7 +81,7 @@ def quantise(args, job: Job, method) -> None:
     print(f"{args.out} is {smaller:.2f} times smaller; the figures are in {args.report}")
     use(args, job)
     if not args.predict:
-        words = " ".join(["--quantised", args.out, "--predict", *args.rest])
+        words = " ".join(["--quantized", args.out, "--predict", *args.rest])
         print(f"next: python -m programs.quantize {words}")
 
 
@@ -89,9 +89,9 @@ def use(args, job: Job) -> None:
     """Predict, and write plain weights, as asked for."""
     if args.predict:
         TASKS[job.task].test(job)
-    if args.dequantised:
-        save_dequantised(args.dequantised, job)
-        words = " ".join([*TASKS[job.task].flags, "--checkpoint", args.dequantised])
+    if args.dequantized:
+        save_dequantized(args.dequantized, job)
+        words = " ".join([*TASKS[job.task].flags, "--checkpoint", args.dequantized])
         print(f"next: python {job.module.__name__}.py {words}")
 
 
@@ -125,9 +125,9 @@ def make_parser(description: str, bits: int):
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint")
     parser.add_argument("--predict", action="store_true", help="write the task's predictions, too")
     parser.add_argument(
-        "--dequantised", metavar="FILE", help="write s q, too, for the task's own --checkpoint"
+        "--dequantized", metavar="FILE", help="write s q, too, for the task's own --checkpoint"
     )
-    parser.set_defaults(quantised=None, report=None)
+    parser.set_defaults(quantized=None, report=None)
     return parser
 
 
@@ -154,11 +154,11 @@ def recipe_of(args) -> Recipe:
 
 def get_args(argv=None):
     parser = make_parser(__doc__.splitlines()[0], bits=INT8)
-    parser.add_argument("--quantised", metavar="FILE", help="a file of integers, to be used")
+    parser.add_argument("--quantized", metavar="FILE", help="a file of integers, to be used")
     args, args.rest = parser.parse_known_args(argv)
-    if (args.checkpoint is None) == (args.quantised is None):
+    if (args.checkpoint is None) == (args.quantized is None):
         raise InputError(
-            "--checkpoint, --quantised: give the one, to quantise, or the other, to use"
+            "--checkpoint, --quantized: give the one, to quantize, or the other, to use"
         )
     return complete(args)
 

@@ -1,4 +1,4 @@
-"""Fake quantisation against torch's own and by hand; integers, ranges and scales do as they say."""
+"""Fake quantization against torch's own and by hand; integers, ranges and scales do as they say."""
 
 import copy
 from types import SimpleNamespace
@@ -17,14 +17,14 @@ from engine.training import FitOptions, make_optimizer
 from extensions.lora import LoRA, adapters, merge
 from extensions.qat import (
     QAT,
-    InputQuantiser,
-    QuantisedForward,
-    dequantise,
+    InputQuantizer,
+    QuantizedForward,
+    dequantize,
     export_integers,
-    fake_quantise,
+    fake_quantize,
     noted_by_all,
-    quantise,
-    quantised,
+    quantize,
+    quantized,
     weight_scale,
 )
 from models.gpt2 import GPT2Model
@@ -62,8 +62,8 @@ def see(model, qat, *batches) -> nn.Module:
     return model.eval()
 
 
-def sources(model) -> list[InputQuantiser]:
-    return [m for m in model.modules() if isinstance(m, InputQuantiser)]
+def sources(model) -> list[InputQuantizer]:
+    return [m for m in model.modules() if isinstance(m, InputQuantizer)]
 
 
 # -- rounding ----------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_weights_and_their_gradients_are_torch_s_row_by_row(bits):
     scale = weight_scale(weight.detach(), bits)
     torch.testing.assert_close(scale[:, 0], weight.abs().amax(dim=1) / limit)
     scale = scale * torch.tensor([1.0, 0.5, 1.0, 0.2, 3.0])[:, None]  # some rows are cut off
-    found = fake_quantise(weight, scale, -limit, limit)
+    found = fake_quantize(weight, scale, -limit, limit)
     zeros = torch.zeros(5, dtype=torch.int32)
     expected = torch.fake_quantize_per_channel_affine(weight, scale[:, 0], zeros, 0, -limit, limit)
     torch.testing.assert_close(found, expected)
@@ -87,7 +87,7 @@ def test_weights_and_their_gradients_are_torch_s_row_by_row(bits):
 
 
 def test_an_input_is_torch_s_with_a_zero_point():
-    source = InputQuantiser(2, bits=4, scaled=False)
+    source = InputQuantizer(2, bits=4, scaled=False)
     source.learn(torch.tensor([[1.0, 0.5], [2.0, 0.1]]), momentum=0.9)  # from −1 to 2
     x = torch.linspace(-3, 3, 50).view(-1, 2).requires_grad_()
     found = source(x)
@@ -101,11 +101,11 @@ def test_an_input_is_torch_s_with_a_zero_point():
 def test_gradients_are_lsq_s_by_hand():
     v = torch.tensor([-9.0, -2.3, 0.2, 0.74, 2.6, 3.4, 8.0], requires_grad=True)
     s = torch.tensor(0.5, requires_grad=True)
-    fake_quantise(v, s, -4.0, 6.0).backward(torch.ones(7))
+    fake_quantize(v, s, -4.0, 6.0).backward(torch.ones(7))
     assert v.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]  # v/s: −18 −4.6 0.4 1.48 5.2 6.8 16
     by_hand = -4 - 4 + (0 - 0.4) + (1 - 1.48) + (5 - 5.2) + 6 + 6
     torch.testing.assert_close(s.grad, torch.tensor(by_hand))
-    torch.testing.assert_close(fake_quantise(v, s, -4.0, 6.0)[1:4], torch.tensor([-2.0, 0, 0.5]))
+    torch.testing.assert_close(fake_quantize(v, s, -4.0, 6.0)[1:4], torch.tensor([-2.0, 0, 0.5]))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -114,11 +114,11 @@ def test_the_error_is_half_a_step_and_values_are_on_the_symmetric_grid(bits):
     weight = torch.randn(6, 40)
     weight[2] = 0
     scale, limit = weight_scale(weight, bits), 2 ** (bits - 1) - 1
-    integers = quantise(weight, scale, -limit, limit)
+    integers = quantize(weight, scale, -limit, limit)
     assert torch.equal(integers, integers.round())
     widest = integers.abs().amax(dim=1)
     assert widest.tolist() == [limit, limit, 0, limit, limit, limit]  # −2^(b−1) is not used
-    error = (dequantise(integers, scale) - weight).abs()
+    error = (dequantize(integers, scale) - weight).abs()
     assert bool((error <= scale / 2 * (1 + 1e-5)).all())
 
 
@@ -127,7 +127,7 @@ def test_the_error_is_half_a_step_and_values_are_on_the_symmetric_grid(bits):
 
 def test_ranges_are_running_means_of_each_step_s_extremes():
     qat, model = QAT(momentum=0.75), nn.Module()
-    model.source = source = InputQuantiser(2, bits=8, scaled=False)
+    model.source = source = InputQuantizer(2, bits=8, scaled=False)
     steps = [[[-1.0, 5.0], [3.0, 4.0]], [[-2.0, 6.0], [7.0, 8.0]]]
     x = torch.tensor(steps[0])
     assert torch.equal(source(x), x)  # nothing is known yet
@@ -157,7 +157,7 @@ def test_evaluation_leaves_ranges_alone(folder):
 
 
 def test_workers_agree_on_what_the_whole_batch_would_have_shown(monkeypatch):
-    parts = [InputQuantiser(2, bits=8, scaled=False) for _ in range(3)]
+    parts = [InputQuantizer(2, bits=8, scaled=False) for _ in range(3)]
     batch = torch.randn(8, 2)
     parts[0](batch[:5])
     parts[1](batch[5:])  # the third worker had no rows
@@ -201,8 +201,8 @@ def test_names_stay_and_every_linear_of_a_layer_is_rounded(folder):
     qat = QAT(bits=4)
     model, plain = build(folder, qat), build(folder)
     added = model.state_dict().keys() - plain.state_dict().keys()
-    assert all(name.endswith("input_quantiser.extremes") for name in added) and len(added) == 8
-    assert len(quantised(model)) == 12
+    assert all(name.endswith("input_quantizer.extremes") for name in added) and len(added) == 8
+    assert len(quantized(model)) == 12
     expected = hidden(plain.eval())
     for linear in [m for m in plain.modules() if isinstance(m, nn.Linear)]:
         scale = weight_scale(linear.weight.detach(), 4)
@@ -297,7 +297,7 @@ def test_lora_is_merged_before_it_is_rounded_in_either_order(folder, dora):
     assert len(linears) == 12
 
 
-def test_what_cannot_be_quantised_is_refused(folder):
+def test_what_cannot_be_quantized_is_refused(folder):
     with pytest.raises(InputError, match="wrapped later: give --extension qat last"):
         build(folder, QAT(quadapter=True), LoRA(rank=2))
     build(folder, LoRA(rank=2), QAT(quadapter=True))
@@ -332,7 +332,7 @@ def test_only_the_scales_are_trained_one_behind_each_normalisation(folder):
     assert qat.freezes_backbone and not QAT().freezes_backbone
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {
-        f"gpt.gpt_layers.{i}.{place}.input_quantiser.log_alpha"
+        f"gpt.gpt_layers.{i}.{place}.input_quantizer.log_alpha"
         for i in range(2)
         for place in ("self_attention", "interm_dense")
     }
@@ -351,8 +351,8 @@ def with_outlier(d: int = 16) -> SimpleNamespace:
     linear = nn.Linear(d, 8).requires_grad_(False)
     linear.weight[:, 3] /= 10
     model = nn.Module()
-    model.source = InputQuantiser(d, bits=4, scaled=True)
-    linear.forward = QuantisedForward(linear, model.source, bits=8)
+    model.source = InputQuantizer(d, bits=4, scaled=True)
+    linear.forward = QuantizedForward(linear, model.source, bits=8)
     model.linear = linear
     return SimpleNamespace(model=model, x=x, exact=F.linear(x, linear.weight, linear.bias))
 

@@ -15,15 +15,15 @@ from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
 from engine.fast.gpt2 import accelerate
 from programs.gptq import gptq as program
-from programs.gptq.gptq import Parts, quantise_layers
+from programs.gptq.gptq import Parts, quantize_layers
 from programs.gptq.rounding import Hessian, Options, best_rows, gptq, row_errors
-from programs.quantize.job import load_quantised
+from programs.quantize.job import load_quantized
 from programs.quantize.linear import (
     LINEARS,
     Grid,
-    QuantisedLinear,
+    QuantizedLinear,
     Recipe,
-    quantise_model,
+    quantize_model,
     round_to_nearest,
 )
 
@@ -199,7 +199,7 @@ def texts(count: int = 24) -> TokenDataset:
     return TokenDataset(rows, [str(i) for i in range(count)])
 
 
-def quantised(folder, tmp_path, recipe, options=None, extension=(), monkeypatch=None):
+def quantized(folder, tmp_path, recipe, options=None, extension=(), monkeypatch=None):
     """(model, batches, the Hessians that were used, one for each set of linears)."""
     model, _ = build("sst", folder, extension)
     used, batches = [], list(make_loader(texts(), 7))
@@ -210,7 +210,7 @@ def quantised(folder, tmp_path, recipe, options=None, extension=(), monkeypatch=
             return best_rows(weight, hessian, *rest)
 
         monkeypatch.setattr(program, "best_rows", noted)
-    quantise_layers(model, batches, recipe, options or Options(), Parts(tmp_path / "parts", "key"))
+    quantize_layers(model, batches, recipe, options or Options(), Parts(tmp_path / "parts", "key"))
     return model, batches, used
 
 
@@ -220,7 +220,7 @@ def test_each_linear_is_calibrated_on_what_the_rounded_ones_before_it_give(
     recipe, extension, folder, tmp_path, monkeypatch
 ):
     """In the finished model each linear's inputs, padding left out, give the H it had."""
-    model, batches, used = quantised(
+    model, batches, used = quantized(
         folder, tmp_path, recipe, extension=extension, monkeypatch=monkeypatch
     )
     places = [f"gpt.gpt_layers.{i}.{names[0]}" for i in range(2) for names in LINEARS]
@@ -248,20 +248,20 @@ def test_each_linear_is_calibrated_on_what_the_rounded_ones_before_it_give(
 
 
 def test_biases_stay_and_all_else_that_is_no_linear_of_a_layer(folder, tmp_path):
-    model, _, _ = quantised(folder, tmp_path, Recipe(Grid(4, 16)))
+    model, _, _ = quantized(folder, tmp_path, Recipe(Grid(4, 16)))
     plain = build("sst", folder)[0].state_dict()
     for name, tensor in model.state_dict().items():
         if not name.endswith(("packed", "scale")):
             assert torch.equal(tensor, plain[name])
-    kinds = [m for m in model.modules() if isinstance(m, QuantisedLinear)]
+    kinds = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
     assert len(kinds) == 12 and all(bool(m.bias.all()) for m in kinds)
 
 
 def test_the_model_is_nearer_to_the_original_than_by_rounding_to_nearest(folder, tmp_path):
     recipe = Recipe(Grid(2, 16))
-    model, batches, _ = quantised(folder, tmp_path, recipe)
+    model, batches, _ = quantized(folder, tmp_path, recipe)
     plain, nearest = build("sst", folder)[0], build("sst", folder)[0]
-    quantise_model(nearest.gpt, recipe)
+    quantize_model(nearest.gpt, recipe)
     for one in (model, plain, nearest):
         accelerate(one, extended=True)
 
@@ -278,7 +278,7 @@ def test_the_model_is_nearer_to_the_original_than_by_rounding_to_nearest(folder,
 
 
 def test_16_bits_change_nothing(folder, tmp_path):
-    model, _, _ = quantised(folder, tmp_path, Recipe(Grid(16)))
+    model, _, _ = quantized(folder, tmp_path, Recipe(Grid(16)))
     plain = build("sst", folder)[0].state_dict()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in model.state_dict().items())
 
@@ -312,9 +312,9 @@ def test_every_tasks_checkpoint_becomes_a_file_that_quantize_uses(kind, place, m
     extra = ["--max_new_tokens", "2"] if kind == "sonnet" else []
     run(monkeypatch, "--checkpoint", f"{kind}.safetensors", *extra)
     said, out = capsys.readouterr().out, f"{kind}-gptq-int4-g16.safetensors"
-    assert "of rounding to nearest's" in said and f"programs.quantize --quantised {out}" in said
+    assert "of rounding to nearest's" in said and f"programs.quantize --quantized {out}" in said
     assert Path(out).exists() and not Path(f"{out}.parts").exists()
-    words = ["--quantised", out, "--predict", "--data_dir", "data", *extra]
+    words = ["--quantized", out, "--predict", "--data_dir", "data", *extra]
     call_main(monkeypatch, "programs.quantize.quantize", *words)
     assert len(list(Path("predictions").iterdir())) == 2
     said = capsys.readouterr().out
@@ -325,14 +325,14 @@ def test_every_tasks_checkpoint_becomes_a_file_that_quantize_uses(kind, place, m
 def test_a_text_of_ones_own_calibrates_too_and_gives_other_integers(place, monkeypatch):
     for out, flags in {"a": ["--calibration", "text.txt"], "b": []}.items():
         run(monkeypatch, "--checkpoint", "sst.safetensors", "--out", out, *flags)
-    one, two = (load_quantised(path)[0].state_dict() for path in "ab")
+    one, two = (load_quantized(path)[0].state_dict() for path in "ab")
     assert any(not torch.equal(one[name], two[name]) for name in one if name.endswith("packed"))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(place, monkeypatch, capsys):
     words = ["--checkpoint", "sst.safetensors", "--act_order"]
     run(monkeypatch, *words, "--out", "whole")
-    done, calls = program.quantise_linears, []
+    done, calls = program.quantize_linears, []
 
     def stops(gpt, *rest):
         calls.append(rest[1])
@@ -341,14 +341,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(place, monkeypatch, capsys)
         return done(gpt, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(program, "quantise_linears", stops)
+        patch.setattr(program, "quantize_linears", stops)
         run(monkeypatch, *words, "--out", "stopped")
     assert stop.value.code == 130 and "goes on by --resume" in capsys.readouterr().err
     assert [path.name for path in Path("stopped.parts").iterdir()] == ["layer-0.safetensors"]
     assert not Path("stopped").exists()
     calls.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(program, "quantise_linears", lambda *all: calls.append(1) or done(*all))
+        patch.setattr(program, "quantize_linears", lambda *all: calls.append(1) or done(*all))
         with pytest.raises(SystemExit):
             run(patch, *words[:2], "--out", "stopped", "--resume")
         assert "of a run with other flags or texts" in capsys.readouterr().err
@@ -373,12 +373,12 @@ def test_inputs_are_not_taken_by_stopping_the_model(folder, tmp_path, monkeypatc
             )[0]
         )
     batches = list(make_loader(texts(8), 8))
-    quantise_layers(model, batches, Recipe(Grid(8)), Options(), Parts(tmp_path / "p", ""))
+    quantize_layers(model, batches, Recipe(Grid(8)), Options(), Parts(tmp_path / "p", ""))
     assert ends.count(0) == ends.count(1) == 4 + 1 + 4
 
 
 BAD = {
-    "--checkpoint q.safetensors": "quantised already, expected a best.safetensors",
+    "--checkpoint q.safetensors": "quantized already, expected a best.safetensors",
     "--checkpoint sst.safetensors --bits 5": "--bits 5: expected one of 2, 4, 8, or 16",
     "--checkpoint sst.safetensors --group_size 24": "does not divide the 32 inputs of self_attent",
     "--checkpoint sst.safetensors --limit 3": "tokens to calibrate on, expected at least 128",
@@ -396,7 +396,7 @@ BAD = {
 @pytest.mark.parametrize("flags", BAD)
 def test_what_makes_no_sense_is_one_line_and_writes_nothing(flags, place, monkeypatch, capsys):
     write("short.txt", "the film was good")
-    save_tree("q.safetensors", {"task": "quantised sst"})
+    save_tree("q.safetensors", {"task": "quantized sst"})
     before = sorted(place.iterdir())
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, *flags.split())

@@ -12,13 +12,13 @@ from task_checkpoints import KINDS, build, program_flags, save, work_beside, wri
 from torch import nn
 from torch.nn import functional as F
 
-from engine.checkpoint import save_tree
+from engine.checkpoint import load_tree, save_tree
 from extensions.lora import adapters
 from extensions.qat import export_integers
 from programs.quantize import quantize
 from programs.quantize.job import (
     absorbed,
-    load_quantised,
+    load_quantized,
     open_job,
     seconds_in_turn,
     task_flags,
@@ -27,14 +27,14 @@ from programs.quantize.linear import (
     LINEARS,
     DynamicLinear,
     Grid,
-    QuantisedEmbedding,
-    QuantisedLinear,
+    QuantizedEmbedding,
+    QuantizedLinear,
     Recipe,
-    dequantise_model,
+    dequantize_model,
     float_integer_matmul,
     integer_matmul,
     pack,
-    quantise_model,
+    quantize_model,
     round_to_nearest,
     unpack,
 )
@@ -50,7 +50,7 @@ def some_linear(rows: int = 10, columns: int = 24) -> nn.Linear:
     return linear
 
 
-def replaced(linear: nn.Linear, recipe: Recipe) -> QuantisedLinear:
+def replaced(linear: nn.Linear, recipe: Recipe) -> QuantizedLinear:
     parent = nn.Module()
     parent.it = linear
     return recipe.replace(parent, "it", round_to_nearest(linear.weight, recipe.grid))
@@ -156,7 +156,7 @@ def test_a_dynamic_linear_is_its_formula_bias_and_all():
 
 
 def test_an_embedding_in_int8_gives_the_rows_that_its_head_multiplies():
-    embedding = QuantisedEmbedding((9, 6), Grid(8))
+    embedding = QuantizedEmbedding((9, 6), Grid(8))
     weight = torch.randn(9, 6)
     embedding.hold(round_to_nearest(weight, Grid(8)))
     ids = torch.tensor([[0, 8], [3, 3]])
@@ -183,7 +183,7 @@ def folder(tmp_path_factory):
 def test_16_bits_leave_the_model_as_it_is_bit_for_bit(folder):
     model, _ = build("sst", folder)
     before, expected = model.state_dict(), logits(model)
-    quantise_model(model.gpt, Recipe(Grid(16)))
+    quantize_model(model.gpt, Recipe(Grid(16)))
     after = model.state_dict()
     assert before.keys() == after.keys() and torch.equal(logits(model), expected)
 
@@ -192,15 +192,15 @@ def test_16_bits_leave_the_model_as_it_is_bit_for_bit(folder):
 def test_all_linears_of_the_layers_are_rounded_and_nothing_else(folder, grid):
     model, _ = build("sst", folder)
     plain, _ = build("sst", folder)
-    quantise_model(model.gpt, Recipe(grid))
-    rounded = {n: m for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
+    quantize_model(model.gpt, Recipe(grid))
+    rounded = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLinear)}
     assert len(rounded) == 2 * 6
     for name, module in rounded.items():
         linear = plain.get_submodule(name)
         linear.weight.data = round_to_nearest(linear.weight.detach(), grid).weight
         assert torch.equal(module.bias, linear.bias) and bool(linear.bias.all())
     assert torch.equal(logits(model), logits(plain))
-    dequantise_model(model)
+    dequantize_model(model)
     state = plain.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
@@ -209,8 +209,8 @@ def test_all_linears_of_the_layers_are_rounded_and_nothing_else(folder, grid):
 def test_the_tied_head_works_with_an_embedding_in_int8(folder, kind):
     model, _ = build(kind, folder)
     expected = logits(model)
-    quantise_model(model.gpt, Recipe(Grid(8), embedding=True))
-    assert isinstance(model.gpt.word_embedding, QuantisedEmbedding)
+    quantize_model(model.gpt, Recipe(Grid(8), embedding=True))
+    assert isinstance(model.gpt.word_embedding, QuantizedEmbedding)
     apart = (logits(model) - expected)[MASK.bool() if kind == "sonnet" else ...].abs()
     assert 0 < apart.mean() < 0.05 * expected.abs().mean()
 
@@ -242,7 +242,7 @@ def test_a_model_trained_for_its_bits_is_rounded_to_the_integers_of_its_training
     model, settings = build("sst", folder, ["qat:bits=4,activation_bits=16"])
     exported, expected = export_integers(model), logits(model)
     plain, _ = absorbed(model, settings, KINDS["sst"][0].build_model)
-    quantise_model(plain.gpt, Recipe(Grid(4)))
+    quantize_model(plain.gpt, Recipe(Grid(4)))
     for name, linear in exported.items():
         assert torch.equal(plain.get_submodule(name).integers(), linear.weight)
     torch.testing.assert_close(logits(plain), expected)
@@ -254,7 +254,7 @@ def test_what_acts_beside_the_linears_stays(folder, flag):
     expected = logits(model)
     same, settings = absorbed(model, settings, KINDS["sst"][0].build_model)
     assert same is model and settings.extension == [flag]
-    quantise_model(model.gpt, Recipe(Grid(8)))
+    quantize_model(model.gpt, Recipe(Grid(8)))
     torch.testing.assert_close(logits(model), expected, rtol=0.05, atol=0.05)
 
 
@@ -295,7 +295,7 @@ def predictions() -> dict[str, bytes]:
 def test_the_file_predicts_what_its_plain_weights_predict(kind, place, monkeypatch, capsys):
     extra = ["--predict"]
     extra += ["--max_new_tokens", "4"] if kind == "sonnet" else []
-    flags = ["--bits", "4", "--group_size", "16", "--dequantised", "plain.safetensors"]
+    flags = ["--bits", "4", "--group_size", "16", "--dequantized", "plain.safetensors"]
     flags += ["--out", "q.safetensors"]
     run(monkeypatch, "--checkpoint", f"{kind}.safetensors", *flags, *extra)
     said, packed = capsys.readouterr().out, predictions()
@@ -303,7 +303,7 @@ def test_the_file_predicts_what_its_plain_weights_predict(kind, place, monkeypat
     own_program(monkeypatch, kind, "plain.safetensors")
     assert len(packed) == 2 and predictions() == packed
     capsys.readouterr()
-    run(monkeypatch, "--quantised", "q.safetensors", *extra)
+    run(monkeypatch, "--quantized", "q.safetensors", *extra)
     assert predictions() == packed
     said = capsys.readouterr().out
     report = json.loads(Path("q.safetensors.json").read_text(encoding="utf-8"))
@@ -337,13 +337,30 @@ def test_the_file_has_as_many_bytes_as_its_integers_need(
     assert expected < 0.6 * sum(4 * tensor.numel() for tensor in state.values())
 
 
+def test_a_file_of_an_earlier_version_is_read(place, monkeypatch):
+    """It spells "quantised" in its task, and "input_quantiser" in its tensors' names."""
+    save("qat.safetensors", "sst", *build("sst", "model", ["qat:bits=4"]))
+    tree = load_tree("qat.safetensors")
+    names = [name.replace("quantizer", "quantiser") for name in tree["model"]]
+    assert names != list(tree["model"])
+    save_tree(
+        "old.safetensors", tree | {"model": dict(zip(names, tree["model"].values(), strict=True))}
+    )
+    run(monkeypatch, "--checkpoint", "old.safetensors", "--out", "q.safetensors")
+    expected, tree = logits(load_quantized("q.safetensors")[0]), load_tree("q.safetensors")
+    assert tree["task"] == "quantized sst"
+    save_tree("q.safetensors", tree | {"task": "quantised sst"})
+    assert torch.equal(logits(load_quantized("q.safetensors")[0]), expected)
+    run(monkeypatch, "--quantized", "q.safetensors")
+
+
 @pytest.mark.parametrize("flags", ["--bits 16", "--bits 8 --mode dynamic"])
 def test_a_file_read_again_is_the_model_that_was_written(flags, place, monkeypatch):
     run(monkeypatch, "--checkpoint", "sst.safetensors", *flags.split(), "--out", "q.safetensors")
-    loaded, _ = load_quantised("q.safetensors")
+    loaded, _ = load_quantized("q.safetensors")
     model, _ = build("sst", "model")
     if "dynamic" in flags:
-        quantise_model(model.gpt, Recipe(Grid(8), dynamic=True))
+        quantize_model(model.gpt, Recipe(Grid(8), dynamic=True))
         assert isinstance(loaded.gpt.gpt_layers[1].out_dense, DynamicLinear)
     state = model.state_dict()
     assert state.keys() == loaded.state_dict().keys()
@@ -353,7 +370,7 @@ def test_a_file_read_again_is_the_model_that_was_written(flags, place, monkeypat
 
 def test_a_run_with_a_technique_beside_the_linears_goes_through(place, monkeypatch):
     save("reft.safetensors", "sst", *build("sst", "model", ["reft:rank=2", "ema"]))
-    flags = ["--dequantised", "plain.safetensors", "--predict"]
+    flags = ["--dequantized", "plain.safetensors", "--predict"]
     run(monkeypatch, "--checkpoint", "reft.safetensors", *flags, "--limit", "6")
     assert Path("reft-int8.safetensors").exists() and Path("plain").is_dir()
     packed = predictions()
@@ -369,7 +386,7 @@ def test_the_task_refuses_integers_in_one_line(place, monkeypatch, capsys):
         own_program(monkeypatch, "sst", "q.safetensors")
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert "a checkpoint of task 'quantised sst', expected 'sst'" in said
+    assert "a checkpoint of task 'quantized sst', expected 'sst'" in said
 
 
 def some_job():
@@ -378,7 +395,7 @@ def some_job():
 
 
 def test_timing_waits_for_no_gpu_that_is_not_there(place, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("synchronised"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("synchronized"))
     job = some_job()
     rows, [seconds] = seconds_in_turn(job, [job.model])
     assert rows == 10 and seconds > 0
@@ -421,7 +438,7 @@ def test_a_report_compares_the_checkpoint_as_it_was_with_the_file(place, monkeyp
     monkeypatch.setattr(quantize, "seconds_in_turn", in_turn)
     run(monkeypatch, "--checkpoint", "lora.safetensors", "--out", "q.safetensors")
     plain, packed = (model.gpt.gpt_layers[0].out_dense for model in timed)
-    assert type(plain) is nn.Linear and isinstance(packed, QuantisedLinear)
+    assert type(plain) is nn.Linear and isinstance(packed, QuantizedLinear)
     assert not any(model.training for model in timed)
     report = json.loads(Path("q.safetensors.json").read_text(encoding="utf-8"))
     before, after = (report[when]["seconds"] for when in ("before", "after"))
@@ -430,8 +447,8 @@ def test_a_report_compares_the_checkpoint_as_it_was_with_the_file(place, monkeyp
 
 
 BAD = {
-    "--checkpoint q.safetensors": "quantised already, expected a best.safetensors: use it",
-    "--quantised sst.safetensors": "no file of integers: give it by --checkpoint",
+    "--checkpoint q.safetensors": "quantized already, expected a best.safetensors: use it",
+    "--quantized sst.safetensors": "no file of integers: give it by --checkpoint",
     "--checkpoint sst.safetensors --bits 3": "--bits 3: expected one of 2, 4, 8, or 16",
     "--checkpoint sst.safetensors --bits 0": "--bits 0: expected one of",
     "--checkpoint sst.safetensors --group_size 48": "does not divide the 64 inputs of self_att",
@@ -440,18 +457,18 @@ BAD = {
     "--checkpoint sst.safetensors --group_size 16 --mode dynamic": "give --bits 8 --group_size 0",
     "--checkpoint sst.safetensors --out sst.safetensors": "it would replace what is read",
     "--checkpoint sst.safetensors --out /proc/x/y": "cannot be written",
-    "--checkpoint sst.safetensors --dequantised data": "a folder, expected the path of a file",
+    "--checkpoint sst.safetensors --dequantized data": "a folder, expected the path of a file",
     "--checkpoint nowhere.safetensors": "no such checkpoint",
     "--checkpoint last.safetensors": "the state of a run, not its best epoch",
     "--checkpoint pretrain.safetensors": "of task 'pretrain', expected one of sst, cfimdb",
-    "--checkpoint sst.safetensors --quantised q.safetensors": "--quantised: give the one",
-    "": "--checkpoint, --quantised: give the one, to quantise",
+    "--checkpoint sst.safetensors --quantized q.safetensors": "--quantized: give the one",
+    "": "--checkpoint, --quantized: give the one, to quantize",
 }
 
 
 @pytest.mark.parametrize("flags", BAD)
 def test_what_makes_no_sense_is_one_line_and_writes_nothing(flags, place, monkeypatch, capsys):
-    save_tree("q.safetensors", {"task": "quantised sst"})
+    save_tree("q.safetensors", {"task": "quantized sst"})
     save_tree("last.safetensors", {"task": "sst", "progress": {}, "model": {}})
     save_tree("pretrain.safetensors", {"task": "pretrain", "settings": {}})
     before = sorted(place.iterdir())
@@ -468,5 +485,5 @@ def test_a_damaged_file_is_one_line(place, monkeypatch, capsys):
     whole = Path("q.safetensors").read_bytes()
     Path("q.safetensors").write_bytes(whole[:-100])
     with pytest.raises(SystemExit):
-        run(monkeypatch, "--quantised", "q.safetensors")
+        run(monkeypatch, "--quantized", "q.safetensors")
     assert "no whole checkpoint of this project" in capsys.readouterr().err
