@@ -118,7 +118,7 @@ def count_parameters(model) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def utilisation(model: LanguageModel, tokens_per_second: float, t: int, worker: Worker) -> dict:
+def utilization(model: LanguageModel, tokens_per_second: float, t: int, worker: Worker) -> dict:
     """The share of the GPUs' peak that training used (MFU); {} where the peak is not known."""
     name = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else ""
     peaks = [peak for key, peak in PEAKS.items() if key in name]
@@ -266,7 +266,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         figures = evaluate(model, loaders["dev"], worker.device)
         if worker.is_main and math.isfinite(figures["val_loss"]):
             print(f"  sample: {sample(model, tokenizer, worker.device)!r}")
-        used = utilisation(model, rate, args.block, worker)
+        used = utilization(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}
 
     extensions = list(model.extensions)
@@ -277,7 +277,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         loaders["train"],
         loss_fn=loss_fn,
         evaluate=evaluate_epoch,
-        options=fit_options(args, metric="val_loss", maximise=False),
+        options=fit_options(args, metric="val_loss", maximize=False),
         folder=folder,
         worker=worker,
         extensions=extensions,

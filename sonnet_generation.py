@@ -191,7 +191,7 @@ def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None
         loaders["train"],
         loss_fn=loss_fn,
         evaluate=lambda m: evaluate(m, loaders["dev"], worker.device),
-        options=fit_options(args, metric="dev_loss", maximise=False),
+        options=fit_options(args, metric="dev_loss", maximize=False),
         folder=folder,
         worker=worker,
         extensions=model.extensions,

@@ -2,7 +2,7 @@
 
 from engine.files import atomic_path
 
-COLOURS = {
+COLORS = {
     "starter": "tab:gray",
     "transformers": "tab:orange",
     "transformers-bf16": "tab:red",
@@ -146,8 +146,8 @@ def draw(results: dict, path) -> None:
 def _bar(axes, place: float, name: str, spread: list[float]) -> None:
     """A bar from 1 to the median ratio, with a whisker from the smallest to the largest."""
     low, middle, high = spread
-    colour = COLOURS.get(name, "tab:purple")
-    axes.barh(place, middle - 1, 0.85, left=1, color=colour, alpha=0.85, label=name)
+    color = COLORS.get(name, "tab:purple")
+    axes.barh(place, middle - 1, 0.85, left=1, color=color, alpha=0.85, label=name)
     reach = [[middle - low], [high - middle]]
     axes.errorbar(middle, place, xerr=reach, color="black", linewidth=1, capsize=2)
     text, at = f"{middle:.2g}×" if middle < 1 else f"{middle:.1f}×", max(high, 1)

@@ -187,8 +187,8 @@ def draw(results: dict, path) -> None:
     for row, (name, words) in zip(grid, FIGURES.items(), strict=True):
         row[0].set_ylabel(words)
         for axes, (part, axis) in zip(row, AXES.items(), strict=True):
-            for peer, colour in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
-                _curve(axes, results, f"{peer}, {part}, {name}", colour)
+            for peer, color in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
+                _curve(axes, results, f"{peer}, {part}, {name}", color)
             axes.set(xscale="log", yscale="log", xlabel=axis if name == "peak_mb" else "")
             plain_numbers(axes.yaxis)
             axes.grid(alpha=0.3)
@@ -207,17 +207,17 @@ def _short(x: float) -> str:
     return f"{x / 1e6:,.0f}M" if x >= 1e6 else f"{x:,}"
 
 
-def _curve(axes, results: dict, name: str, colour: str) -> None:
+def _curve(axes, results: dict, name: str, color: str) -> None:
     peer, part, figure = name.split(", ")
     curve = series(results["points"], peer, part)
     law = results["fits"].get(name)
     label = f"{peer}: p = {law['exponent']:.2f}" if law else peer
     if curve:
         xs = [point["x"] for point in curve]
-        axes.plot(xs, [point[figure] for point in curve], "o", color=colour, label=label)
+        axes.plot(xs, [point[figure] for point in curve], "o", color=color, label=label)
     if law:
         x = np.geomspace(xs[0], xs[-1], 50)
-        axes.plot(x, law["constant"] + law["factor"] * x ** law["exponent"], color=colour)
+        axes.plot(x, law["constant"] + law["factor"] * x ** law["exponent"], color=color)
 
 
 def get_args(argv=None):

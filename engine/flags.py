@@ -143,10 +143,10 @@ def check_fit_flags(args) -> None:
     check_compile(args)
 
 
-def fit_options(args, metric: str, maximise: bool = True) -> FitOptions:
+def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:
     """FitOptions from parsed flags."""
     taken = {f.name: getattr(args, f.name) for f in fields(FitOptions) if hasattr(args, f.name)}
-    return FitOptions(**taken | {"metric": metric, "maximise": maximise})
+    return FitOptions(**taken | {"metric": metric, "maximize": maximize})
 
 
 def split_loader(

@@ -38,7 +38,7 @@ class FitOptions:
     epochs: int
     lr: float
     metric: str  # the key in evaluate's dict that decides the best epoch
-    maximise: bool = True
+    maximize: bool = True
     weight_decay: float = 0.0
     warmup: float = 0.0  # share of all steps in which the rate rises linearly from 0
     schedule: str = "constant"  # or "linear" or "cosine", falling to 0
@@ -192,8 +192,8 @@ class Trainer:
         for i, piece in enumerate(pieces):
             there = to_device(piece, self.worker.device)
             more = self.worker.count > 1 and i + 1 < len(pieces)
-            synchronised = self.parallel_model.no_sync() if more else contextlib.nullcontext()
-            with synchronised:
+            synchronized = self.parallel_model.no_sync() if more else contextlib.nullcontext()
+            with synchronized:
                 with self._autocast():
                     logits = self.forward(self.parallel_model, there)
                     loss = self.loss_fn(logits, there)
@@ -289,7 +289,7 @@ class Trainer:
             if not math.isfinite(figure):
                 self._diverged(f"{name} is {figure}", progress.step, [])
         value = metrics[options.metric]
-        sign = 1 if options.maximise else -1
+        sign = 1 if options.maximize else -1
         if progress.best is None or sign * value > sign * progress.best:
             progress.best, progress.best_epoch, progress.stale = value, progress.epoch, 0
             self.folder.save_best(self.model, record)

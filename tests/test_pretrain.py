@@ -272,17 +272,17 @@ def test_flops_are_palm_s_count():
     )
 
 
-def test_utilisation_is_the_share_of_the_gpu_s_peak(monkeypatch):
+def test_utilization_is_the_share_of_the_gpu_s_peak(monkeypatch):
     model = torch.nn.Module()
     model.gpt = torch.nn.Linear(10, 10)
     model.gpt.config = GPT2Config(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
     gpus = Worker(torch.device("cuda"), count=2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     rate = 2 * 989e12 / (6 * 110 + 12 * 8 * 4)
-    assert pretrain.utilisation(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}
+    assert pretrain.utilization(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some other GPU")
-    assert pretrain.utilisation(model, rate, 4, gpus) == {}
-    assert pretrain.utilisation(model, rate, 4, Worker(torch.device("cpu"))) == {}
+    assert pretrain.utilization(model, rate, 4, gpus) == {}
+    assert pretrain.utilization(model, rate, 4, Worker(torch.device("cpu"))) == {}
 
 
 # -- divergence --------------------------------------------------------------------------------

@@ -55,11 +55,11 @@ def run(layers, hidden_states):
 
 def last_layer(layer, hidden_states, attention_mask):
     """A layer's output at each text's last token: (b, t, d), (b, t) -> (b, d)."""
-    attention, normalised = layer.self_attention, layer.attention_layer_norm(hidden_states)
+    attention, normalized = layer.self_attention, layer.attention_layer_norm(hidden_states)
     positions = last_positions(attention_mask)
-    key = attention.transform(normalised, attention.key)
-    value = attention.transform(normalised, attention.value)
-    query = attention.transform(states_at(normalised, positions)[:, None], attention.query)
+    key = attention.transform(normalized, attention.key)
+    value = attention.transform(normalized, attention.value)
+    query = attention.transform(states_at(normalized, positions)[:, None], attention.query)
     mask = get_extended_attention_mask(attention_mask, query.dtype)
     attended = attention.attention(key, query, value, mask)
     output = states_at(hidden_states, positions)[:, None]  # (b, 1, d)

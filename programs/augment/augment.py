@@ -11,7 +11,7 @@ the new rows at its end, dev and test copied; the folder of the data itself is n
 
 Wei & Zou 2019, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
 Classification Tasks"; hard negatives as in Zhang et al. 2019, "PAWS", whose pairs with many common
-words models fail on. Differs from the papers: neighbours in the training corpus take the place of
+words models fail on. Differs from the papers: neighbors in the training corpus take the place of
 WordNet (augment_text.py); hard pairs are not made, but picked from the training data to come again.
 
     python -m programs.augment --task sst --methods deletion swap --out_dir data/sst-eda
@@ -46,9 +46,9 @@ from engine.records import (
 )
 from programs.augment.leak_check import HeldOut, texts_of
 from programs.augment.text import (
-    BY_NEIGHBOURS,
+    BY_NEIGHBORS,
     EDA,
-    Neighbours,
+    Neighbors,
     changed_pair,
     changed_sentiment,
     hard_negatives,
@@ -142,8 +142,8 @@ def made(args, training: list) -> Iterator:
     """New rows of all methods; each has the id of its origin, the method and its number."""
     draw = random.Random(args.seed)
     training = [record for record in training if all(text.split() for text in texts_of(record))]
-    by_neighbours = set(args.methods) & set(BY_NEIGHBOURS)
-    neighbours = Neighbours(training) if by_neighbours else None
+    by_neighbors = set(args.methods) & set(BY_NEIGHBORS)
+    neighbors = Neighbors(training) if by_neighbors else None
     change_row = changed_pair if args.task == "paraphrase" else changed_sentiment
     change_all = {
         "symmetric": symmetric,
@@ -154,7 +154,7 @@ def made(args, training: list) -> Iterator:
             if method in change_all:
                 rows = change_all[method](training)
             else:
-                how = (EDA[method], args.alpha, draw, neighbours)
+                how = (EDA[method], args.alpha, draw, neighbors)
                 bar = tqdm(training, desc=method, leave=False, disable=None)
                 rows = (change_row(record, *how) for record in bar)
             for record in rows:

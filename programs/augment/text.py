@@ -5,8 +5,8 @@
     overlap(a, b) = |a ∩ b| / |a ∪ b|                of the words of two questions
 
 Wei & Zou 2019, "EDA: Easy Data Augmentation Techniques". Differs from the paper: in the place of
-WordNet's synonyms stand neighbours in the training corpus, by the cosine of PPMI vectors. Since
-opposites are neighbours, too, only those are taken that speak for the row's label at least as much
+WordNet's synonyms stand neighbors in the training corpus, by the cosine of PPMI vectors. Since
+opposites are neighbors, too, only those are taken that speak for the row's label at least as much
 as the word in whose place they come; the most frequent words stay, as the paper's stop words do.
 """
 
@@ -19,11 +19,11 @@ import numpy as np
 from engine.records import PairRecord, Record
 from programs.augment.leak_check import words_of
 
-WINDOW, NEIGHBOURS, STOP_WORDS = 2, 10, 50
-LEAST, MOST = 5, 4000  # occurrences of a word that has neighbours, and how many words have some
+WINDOW, NEIGHBORS, STOP_WORDS = 2, 10, 50
+LEAST, MOST = 5, 4000  # occurrences of a word that has neighbors, and how many words have some
 
 
-class Neighbours:
+class Neighbors:
     """The words of labelled texts that stand between the same words."""
 
     def __init__(self, records: list[Record]):
@@ -39,7 +39,7 @@ class Neighbours:
         np.fill_diagonal(similar, 0)
         similar[:, [i for word, i in self.index.items() if word in self.stop_words]] = 0
         self.nearest = [
-            [i for i in np.argsort(-row, kind="stable")[:NEIGHBOURS] if row[i] > 0]
+            [i for i in np.argsort(-row, kind="stable")[:NEIGHBORS] if row[i] > 0]
             for row in similar
         ]
         self.shares = self._shares(records)
@@ -101,7 +101,7 @@ def swap(words, alpha: float, draw: random.Random, similar) -> list[str]:
 
 
 def insertion(words, alpha: float, draw: random.Random, similar) -> list[str]:
-    """Neighbours of random words at random places."""
+    """Neighbors of random words at random places."""
     with_some = [word for word in words if similar(word)]
     words = list(words)
     for _ in range(changes(words, alpha) if with_some else 0):
@@ -124,20 +124,20 @@ EDA: dict[str, Callable] = {
     "insertion": insertion,
     "replacement": replacement,
 }
-BY_NEIGHBOURS = ("insertion", "replacement")
+BY_NEIGHBORS = ("insertion", "replacement")
 
 
-def changed_sentiment(record: Record, change: Callable, alpha, draw, neighbours) -> Record:
-    """neighbours: None for changes that take none."""
+def changed_sentiment(record: Record, change: Callable, alpha, draw, neighbors) -> Record:
+    """neighbors: None for changes that take none."""
 
     def similar(word: str) -> list[str]:
-        return neighbours.of(word, record.label)
+        return neighbors.of(word, record.label)
 
     words = change(record.text.split(), alpha, draw, similar)
     return Record(record.sent_id, " ".join(words), record.label)
 
 
-def changed_pair(pair: PairRecord, change: Callable, alpha, draw, neighbours=None) -> PairRecord:
+def changed_pair(pair: PairRecord, change: Callable, alpha, draw, neighbors=None) -> PairRecord:
     """Both questions changed."""
     first, second = (
         " ".join(change(text.split(), alpha, draw, None))

@@ -151,7 +151,7 @@ def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
         make_loader(args, pairs["train"], worker),
         loss_fn=aim.loss,
         evaluate=lambda m: evaluate(args, m, dev, worker),
-        options=fit_options(args, metric="dev_loss", maximise=False),
+        options=fit_options(args, metric="dev_loss", maximize=False),
         folder=folder,
         worker=worker,
         extensions=extensions,

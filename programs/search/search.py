@@ -168,7 +168,7 @@ def get_args(argv=None):
     args.parsed_space = parse_space(args.space)
     check_space(args)
     args.metric = args.metric or TASKS[args.program].metric
-    args.minimise = any(word in args.metric for word in ("loss", "perplexity"))
+    args.minimize = any(word in args.metric for word in ("loss", "perplexity"))
     key = json.dumps([args.fixed, args.space, args.metric, args.seed]).encode()
     default = f"{Path(args.program).stem}-{hashlib.sha256(key).hexdigest()[:8]}"
     args.study = args.study or default

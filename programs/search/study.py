@@ -22,7 +22,7 @@ def open_study(args):
         study = optuna.create_study(
             study_name=args.study,
             storage=storage,
-            direction="minimize" if args.minimise else "maximize",
+            direction="minimize" if args.minimize else "maximize",
             pruner=pruner,
             load_if_exists=True,
         )

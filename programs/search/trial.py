@@ -163,7 +163,7 @@ def run_trial(args, trial) -> float:
         lines = log_path.read_text(encoding="utf-8", errors="replace").split("\n")
         said = next((line.strip() for line in reversed(lines) if line.strip()), "nothing")
         raise TrialFailed(f"exit code {run.returncode}: {said.removeprefix('error: ')}")
-    return min(known) if args.minimise else max(known)
+    return min(known) if args.minimize else max(known)
 
 
 def _stop(run: subprocess.Popen) -> None:

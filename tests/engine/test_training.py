@@ -255,11 +255,11 @@ def scripted(tmp_path, values, **options):
 
 
 @pytest.mark.parametrize(
-    "values, maximise, best",
+    "values, maximize, best",
     [([1, 3, 2], True, 1), ([3, 1, 2], False, 1), ([2, 2, 2], True, 0), ([1, 2, 3], True, 2)],
 )
-def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path, values, maximise, best):
-    progress, model, seen = scripted(tmp_path, values, maximise=maximise)
+def test_the_model_ends_with_the_weights_of_the_best_epoch(tmp_path, values, maximize, best):
+    progress, model, seen = scripted(tmp_path, values, maximize=maximize)
     assert (progress.best_epoch, progress.best) == (best, values[best])
     assert same_bits(weights(model), seen[best])
     assert not same_bits(seen[0], seen[1])

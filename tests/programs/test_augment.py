@@ -16,7 +16,7 @@ from programs.augment import augment
 from programs.augment.leak_check import HeldOut
 from programs.augment.text import (
     EDA,
-    Neighbours,
+    Neighbors,
     deletion,
     hard_negatives,
     insertion,
@@ -79,7 +79,7 @@ def test_no_change_touches_the_words_that_it_is_given():
     assert before == WORDS
 
 
-# -- neighbours ------------------------------------------------------------------------------------
+# -- neighbors ------------------------------------------------------------------------------------
 
 
 def test_positive_pmi_is_the_formula_s():
@@ -92,7 +92,7 @@ def test_positive_pmi_is_the_formula_s():
 
 
 @pytest.fixture(scope="module")
-def neighbours():
+def neighbors():
     """Good and fine, bad and poor stand in the same places; labels tell the two kinds apart."""
     draw = random.Random(0)
     fillers = [f"filler{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]
@@ -105,24 +105,24 @@ def neighbours():
             Record(str(i), " ".join([*noise[:3], f"truly {word} acting", *noise[3:]]), label)
         )
     stop = [Record("stop", " ".join(fillers * 200), 0)]  # the fillers are the frequent words
-    return Neighbours(rows + stop)
+    return Neighbors(rows + stop)
 
 
-def test_neighbours_stand_in_the_same_places_and_speak_for_the_same_label(neighbours):
-    assert neighbours.of("good", 1) == ["fine"] and neighbours.of("poor", 0) == ["bad"]
-    near = {neighbours.words[i] for i in neighbours.nearest[neighbours.index["good"]]}
+def test_neighbors_stand_in_the_same_places_and_speak_for_the_same_label(neighbors):
+    assert neighbors.of("good", 1) == ["fine"] and neighbors.of("poor", 0) == ["bad"]
+    near = {neighbors.words[i] for i in neighbors.nearest[neighbors.index["good"]]}
     assert {"fine", "bad", "poor"} <= near  # opposites are near, and are not taken
-    assert set(neighbours.of("good", 0)) >= {"bad", "poor"}  # where the row is a negative one
+    assert set(neighbors.of("good", 0)) >= {"bad", "poor"}  # where the row is a negative one
 
 
-def test_frequent_and_unknown_words_have_no_neighbours(neighbours):
-    assert neighbours.of("unheard", 1) == []
-    frequent = next(iter(neighbours.stop_words & neighbours.index.keys()))
-    assert neighbours.of(frequent, 1) == []
+def test_frequent_and_unknown_words_have_no_neighbors(neighbors):
+    assert neighbors.of("unheard", 1) == []
+    frequent = next(iter(neighbors.stop_words & neighbors.index.keys()))
+    assert neighbors.of(frequent, 1) == []
     everyone = {
-        word for label in (0, 1) for w in neighbours.words for word in neighbours.of(w, label)
+        word for label in (0, 1) for w in neighbors.words for word in neighbors.of(w, label)
     }
-    assert not everyone & neighbours.stop_words
+    assert not everyone & neighbors.stop_words
 
 
 # -- pairs -----------------------------------------------------------------------------------------
