@@ -6,8 +6,6 @@
 """
 
 import random
-import re
-from collections import defaultdict
 from dataclasses import dataclass
 
 from engine.errors import InputError, Parser, command
@@ -19,8 +17,7 @@ from tqdm import tqdm
 
 from engine.batches import count_targets, forward_tokens, to_device
 from engine.records import Record, data_path, read_sonnets
-
-PROMPT_LINES = 3
+from engine.sonnets import continuation, opening_lines, partners, verses
 
 
 @dataclass(frozen=True)
@@ -111,62 +108,6 @@ def chrf(pairs: list[tuple[Record, Record]]) -> float:
 
     generated, gold = [a.text for a, _ in pairs], [b.text for _, b in pairs]
     return CHRF().corpus_score(generated, [gold]).score
-
-
-def partners(sonnets: list[Record], others: list[Record], path, other_path) -> list[Record]:
-    """For each sonnet, the other one with the same opening lines: as many as a model was given.
-
-    That number is not known, so those with more lines in common become partners first. A sonnet of
-    either file that has no partner, or may have several, is an error.
-    """
-    found, free = {}, others
-    for lines in range(PROMPT_LINES, 0, -1):
-        alike = defaultdict(list)
-        for other in free:
-            alike[opening(other, lines)].append(other)
-        for i, sonnet in enumerate(sonnets):
-            if i not in found and len(alike[opening(sonnet, lines)]) == 1:
-                found[i] = alike[opening(sonnet, lines)].pop()
-        free = [other for group in alike.values() for other in group]
-    lone = [sonnet for i, sonnet in enumerate(sonnets) if i not in found]
-    for here, there, left in ((path, other_path, lone), (other_path, path, free)):
-        if left:
-            numbers = ", ".join(sonnet.sent_id for sonnet in left)
-            raise InputError(
-                f"{here}: sonnet {numbers} without a partner: expected exactly one sonnet with the "
-                f"same opening lines in {there}: compare files of the same prompts"
-            )
-    return [found[i] for i in range(len(sonnets))]
-
-
-def opening_lines(sonnet: Record) -> list[str]:
-    """The first three lines, blank ones not counted: those that a model is given."""
-    return verses(sonnet.text)[:PROMPT_LINES]
-
-
-def opening(sonnet: Record, lines: int = PROMPT_LINES) -> str:
-    """The letters of a sonnet's first lines, by which it is known in another file."""
-    return re.sub(r"[\W_]+", "", "".join(opening_lines(sonnet)[:lines]).lower())
-
-
-def openings(sonnet: Record) -> set[str]:
-    """Its openings of one, two and three lines, among them that of its prompt."""
-    return {opening(sonnet, lines) for lines in range(1, PROMPT_LINES + 1)}
-
-
-def prompt_text(sonnet: Record) -> str:
-    """The opening lines as the text that a model continues."""
-    return "\n".join(opening_lines(sonnet)) + "\n"
-
-
-def continuation(sonnet: Record, lines: int = PROMPT_LINES) -> Record:
-    """What a model added to the first lines that it was given."""
-    return Record(sonnet.sent_id, "\n".join(verses(sonnet.text)[lines:]))
-
-
-def verses(text: str) -> list[str]:
-    """The lines that are not blank."""
-    return [line for line in text.splitlines() if line.strip()]
 
 
 def distinct_n(sonnets: list[Record], n: int) -> float:

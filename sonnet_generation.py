@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
-from engine.errors import InputError, Parser, command
+from engine.errors import Parser, command
 from engine.files import check_writable
 from engine.hub import load_tokenizer
 from engine.parallel import seed_everything
@@ -39,19 +39,10 @@ from engine.generation import generate
 from engine.hub import backbone
 from engine.parallel import Worker, joined_worker
 from engine.prediction_files import write_record, write_sonnets
-from engine.records import Record, data_path, read_sonnets, warn_of_rows_in_both
+from engine.records import Record, data_path, read_sonnets
+from engine.sonnets import partners, prompt_text, split_sonnets
 from engine.training import fit
-from evaluation import (
-    cross_entropy,
-    null_baseline,
-    opening,
-    openings,
-    partners,
-    perplexity,
-    prompt_text,
-    report_table,
-    sonnet_report,
-)
+from evaluation import cross_entropy, null_baseline, perplexity, report_table, sonnet_report
 
 TASK = "sonnet"
 
@@ -120,37 +111,6 @@ def build_model(args, pretrained: bool = True) -> SonnetGPT:
     model = SonnetGPT(SimpleNamespace(**vars(args), pretrained=pretrained))
     equip(model, load_extensions(args.extension))
     return model
-
-
-def split_sonnets(args, say) -> dict[str, list[Record]]:
-    """Sonnets to learn from (train) and to choose the best epoch by (dev).
-
-    A dev sonnet that stands among the held-out prompts too is left out, since it would let the
-    choice look at a test text. Without the dev sonnets' full text, a tenth of train serves.
-    """
-    training = read_sonnets(args.sonnet_path)
-    if Path(args.dev_gold_path).exists():
-        held_out = {opening(sonnet) for sonnet in read_sonnets(args.held_out_sonnet_path)}
-        gold = read_sonnets(args.dev_gold_path)
-        dev = [sonnet for sonnet in gold if not openings(sonnet) & held_out]
-        paths = {"train": args.sonnet_path, "dev": args.dev_gold_path}
-        warn_of_rows_in_both(training, dev, paths, say)
-        twice = [sonnet.sent_id for sonnet in gold if openings(sonnet) & held_out]
-        if twice:
-            say(
-                f"dev sonnet {', '.join(twice)}: a held-out prompt too, not used to choose an epoch"
-            )
-    else:
-        dev, training = (
-            training[-max(len(training) // 10, 1) :],
-            training[: -max(len(training) // 10, 1)],
-        )
-        say(f"{args.dev_gold_path}: not there, the last {len(dev)} of train choose the epoch")
-    if not dev or not training:
-        raise InputError(
-            f"{args.sonnet_path}: too few sonnets to train on and to choose an epoch by"
-        )
-    return {"train": training[: args.limit], "dev": dev[: args.limit]}
 
 
 def build_loaders(args, tokenizer, limit: int, worker: Worker) -> dict:

@@ -16,7 +16,7 @@ from config import GPT2Config
 from engine.batches import LengthBuckets, tokenise
 from engine.hub import checkpoint_folder, load_tokenizer
 from engine.records import Record, data_file, read_pairs, read_sentiment, read_sonnets
-from evaluation import prompt_text
+from engine.sonnets import prompt_text
 from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.files import atomic_write
 from engine.prediction_files import write_sonnets
 from engine.records import data_file, read_sonnets, read_text
-from evaluation import opening, openings
+from engine.sonnets import opening, openings
 
 WHOLE, SMALL = "whole", "small"
 GOLD, PROMPTS, SONNETS = (data_file("sonnet", split) for split in ("gold", "test", "train"))

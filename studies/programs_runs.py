@@ -15,7 +15,8 @@ from pathlib import Path
 
 from engine.prediction_files import ANSWER_TOKENS
 from engine.records import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
-from evaluation import partners, sonnet_report
+from engine.sonnets import partners
+from evaluation import sonnet_report
 from studies.programs_data import GOLD, SMALL, WHOLE, prepare
 from studies.study import SCHEDULE, TASKS, Study, fine_tune, history, start, train
 

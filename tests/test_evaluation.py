@@ -17,24 +17,20 @@ from engine.errors import InputError
 from engine.files import ROOT
 from engine.prediction_files import write_predictions, write_sonnets
 from engine.records import Record, read_sonnets
+from engine.sonnets import continuation, opening, partners, prompt_text, verses
 from evaluation import (
     Predictions,
     accuracy_and_f1,
     chrf,
-    continuation,
     cross_entropy,
     distinct_n,
     model_eval_paraphrase,
     model_test_paraphrase,
     null_baseline,
-    opening,
-    partners,
     perplexity,
     predict,
-    prompt_text,
     report_table,
     sonnet_report,
-    verses,
 )
 from models.gpt2 import GPT2Model
 

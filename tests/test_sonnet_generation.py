@@ -25,9 +25,10 @@ from engine.errors import InputError
 from engine.files import ROOT
 from engine.prediction_files import write_sonnets
 from engine.records import Record, read_sonnets
+from engine.sonnets import split_sonnets
 from evaluation import sonnet_report
 from models.gpt2 import GPT2Model
-from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn, split_sonnets
+from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn
 
 OUTPUTS = ["generated_sonnets.txt", "generated_sonnets_dev.txt"]
 

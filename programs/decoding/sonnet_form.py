@@ -30,7 +30,7 @@ from itertools import islice
 import torch
 
 from engine.errors import InputError, optional
-from evaluation import verses
+from engine.sonnets import verses
 
 SCHEME = "ABABCDCDEFEFGG"
 MARKS = ",.;:!?"

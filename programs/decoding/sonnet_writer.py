@@ -13,7 +13,7 @@ import torch
 
 from engine.errors import InputError
 from engine.generation import choose
-from evaluation import verses
+from engine.sonnets import verses
 from programs.decoding.search import Rows
 from programs.decoding.sonnet_form import (
     PIECES,

@@ -14,7 +14,7 @@ from engine.errors import InputError
 from engine.extension import parse_options
 from engine.generation import choose
 from engine.records import Record
-from evaluation import verses
+from engine.sonnets import verses
 from programs.decoding import sonnet_form, sonnet_writer
 from programs.decoding.search import (
     Rows,

@@ -23,6 +23,7 @@ from engine.errors import InputError
 from engine.hub import load_tokenizer
 from engine.parallel import Worker, wait_for_main
 from engine.records import Record, read_pairs
+from engine.sonnets import split_sonnets
 from programs.dpo.batches import PairDataset, TextPairs, WordPairs
 from programs.dpo.losses import Objective
 from programs.dpo.pairs import (
@@ -45,7 +46,7 @@ SAVES = 50  # of a split's log π_ref, at most
 
 def sonnet_pairs(args, model, splits, *, work: Unfinished, say) -> dict[str, list[Pair]]:
     """Of each kind as many as there are sonnets, but for those that a corruption leaves alone."""
-    sonnets = sonnet_generation.split_sonnets(args, say)
+    sonnets = split_sonnets(args, say)
     pairs = {split: [] for split in splits}
     for split in splits:
         for kind in args.kinds:

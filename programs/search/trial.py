@@ -23,7 +23,7 @@ import sonnet_generation
 from engine.errors import InputError
 from engine.files import ROOT, atomic_write
 from engine.records import data_file, missing, read_sonnets
-from evaluation import opening, prompt_text
+from engine.sonnets import opening, prompt_text
 from programs.search.space import words_of
 
 PROGRAMS = ROOT  # the folder of the tasks' programs

@@ -32,7 +32,7 @@ from engine.generation import generate
 from engine.hub import save_gpt2
 from engine.prediction_files import write_sonnets
 from engine.records import Record, read_sonnets
-from evaluation import verses
+from engine.sonnets import verses
 from models.gpt2 import GPT2Model
 from programs.decoding import decoding, sonnet_form, sonnet_writer
 from programs.decoding.decoding import complete, get_args
