@@ -5,41 +5,21 @@ logits = W · dropout(h_last) + b         h_last: the last token's hidden state
 python classifier.py --fine-tune-mode full-model --use_gpu
 """
 
-from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
-from engine.errors import InputError, Parser, command
-from engine.files import check_writable
-from engine.hub import load_tokenizer
-from engine.parallel import seed_everything
+from engine.errors import InputError, command
 
 # isort: split
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
-from engine.batches import TokenDataset, batch_loader, make_loader, tokenise
-from engine.checkpoint import RunFolder, load_model
-from engine.extension import equip, load_extensions
-from engine.flags import (
-    add_fit_arguments,
-    add_max_length,
-    check_fit_flags,
-    check_range,
-    fit_options,
-    length_limit,
-    limited_path,
-    split_loader,
-    take_over,
-)
+from engine.batches import tokenise
+from engine.classification import ClassificationTask
+from engine.flags import add_task_arguments, check_range, limited_path
+from engine.frozen_features import Head, feature_loader, forward_features
 from engine.hub import backbone
-from engine.parallel import Worker, joined_worker
-from engine.prediction_files import write_predictions, write_record
-from engine.records import NUM_LABELS, data_file, read_sentiment, warn_of_rows_in_both
-from engine.training import fit
-from evaluation import accuracy_and_f1, predict
+from engine.records import NUM_LABELS, data_file, read_sentiment
+from engine.task import run_tasks
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -73,217 +53,89 @@ class GPT2SentimentClassifier(nn.Module):
         return self.sentiment_head(self.dropout(features))
 
 
-class FrozenFeatures(torch.utils.data.Dataset):
-    """The last-token features of a data set under a frozen GPT-2, computed once, dropout off."""
+class Sentiment(ClassificationTask):
+    """SST or CFIMDB, by name."""
 
-    def __init__(self, model, loader, device):
-        tokens = loader.dataset
-        self.sent_ids, self.labels, self.fingerprint = (
-            tokens.sent_ids,
-            tokens.labels,
-            tokens.fingerprint,
+    description = __doc__.splitlines()[0]
+    model = GPT2SentimentClassifier
+    columns, column = ("sentence", "sentiment"), "Predicted_Sentiment"
+    output_flags = ("dev_out", "test_out")
+
+    def __init__(self, name: str):
+        self.name, self.command = name, ("classifier.py", "--dataset", name)
+        self.classes = {label: label for label in range(NUM_LABELS[name])}
+
+    def add_arguments(self, parser):
+        parser.add_argument(
+            "--fine-tune-mode",
+            choices=tuple(LEARNING_RATES),
+            default="last-linear-layer",
+            help="last-linear-layer: the GPT-2 is frozen; full-model: it is trained too",
         )
-        self.features = torch.empty(len(tokens), model.gpt.config.hidden_size)
-        model.eval()
-        with torch.no_grad():
-            for batch in loader:
-                token_ids, mask = batch["token_ids"].to(device), batch["attention_mask"].to(device)
-                last_token = model.gpt(token_ids, mask)["last_token"]
-                self.features[batch["indices"]] = last_token.float().cpu()
-        self.lengths = [1] * len(tokens)
+        parser.add_argument(
+            "--dataset",
+            choices=("all", *NUM_LABELS),
+            default="all",
+            help=f"cfimdb always has batches of {CFIMDB_BATCH_SIZE}",
+        )
+        parser.add_argument("--hidden_dropout_prob", type=float, default=0.3)
+        parser.add_argument("--dev_out", help="with --dataset: where the dev predictions go")
+        parser.add_argument("--test_out", help="with --dataset: where the test predictions go")
+        rates = ", ".join(f"{rate:g} for {mode}" for mode, rate in LEARNING_RATES.items())
+        add_task_arguments(parser, lr=None, lr_help=f"default: {rates}")
 
-    def __len__(self):
-        return len(self.sent_ids)
+    def resolve(self, settings):
+        check_range(settings, "hidden_dropout_prob", 0, 1)
+        default = LEARNING_RATES[settings.fine_tune_mode]
+        return settings.replace(lr=default if settings.lr is None else settings.lr)
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def paths(self, settings):
+        folder = Path(settings.data_dir)
+        return {split: str(folder / data_file(self.name, split)) for split in self.splits}
 
-    def collate(self, indices: list[int]) -> dict:
+    def outputs(self, settings):
+        prefix = f"predictions/{OUTPUT_NAMES[settings.fine_tune_mode]}-{self.name}"
         return {
-            "features": self.features[indices],
-            "labels": torch.tensor([self.labels[i] for i in indices], dtype=torch.long),
-            "sent_ids": [self.sent_ids[i] for i in indices],
-            "indices": indices,
+            split: path or limited_path(f"{prefix}-{split}-out.csv", settings.limit)
+            for split, path in super().outputs(settings).items()
         }
 
+    def run_name(self, settings):
+        return f"{settings.fine_tune_mode}-{super().run_name(settings)}"
 
-class HeadOnly(nn.Module):
-    """What is left of a classifier once its features are known: the trained part, same names."""
+    def model_settings(self, settings):
+        return {"num_labels": len(self.classes), "dataset": self.name}
 
-    def __init__(self, classifier: GPT2SentimentClassifier):
-        super().__init__()
-        self.dropout, self.sentiment_head = classifier.dropout, classifier.sentiment_head
+    def batch_size(self, settings, worker):
+        return (
+            -(-CFIMDB_BATCH_SIZE // worker.count) if self.name == "cfimdb" else settings.batch_size
+        )
 
-    def forward(self, features):
-        return self.sentiment_head(self.dropout(features))
+    def read(self, path, *, labelled, say):
+        return read_sentiment(path, len(self.classes) if labelled else None)
 
+    def tokens(self, tokenizer, rows, limit, *, where, say):
+        texts, sent_ids = [row.text for row in rows], [row.sent_id for row in rows]
+        return tokenise(tokenizer, texts, sent_ids, limit, where=where, say=say)
 
-def forward_features(model, batch: dict):
-    return model(batch["features"])
-
-
-def build_model(config, pretrained: bool = True) -> GPT2SentimentClassifier:
-    """The one constructor, for training and for loading; config as in the checkpoint's settings."""
-    model = GPT2SentimentClassifier(SimpleNamespace(**vars(config), pretrained=pretrained))
-    equip(model, load_extensions(config.extension))
-    return model
-
-
-def build_loaders(args, name: str, tokenizer, limit: int, worker: Worker) -> dict:
-    """The loaders train, dev and test of a data set; only train is shuffled."""
-    loaders = {}
-    batch_size = args.batch_size
-    if name == "cfimdb":
-        batch_size = -(-CFIMDB_BATCH_SIZE // worker.count)
-    splits = ("train", "dev", "test")
-    paths = {split: Path(args.data_dir) / data_file(name, split) for split in splits}
-    rows = {}
-    for split, path in paths.items():
-        rows[split] = read_sentiment(path, None if split == "test" else NUM_LABELS[name])
-    warn_of_rows_in_both(rows["train"], rows["dev"], paths, worker.say)
-    for split, path in paths.items():
-        records = rows[split][: args.limit]
-        sent_ids = [record.sent_id for record in records]
-        texts = [record.text for record in records]
-        token_ids = tokenise(tokenizer, texts, sent_ids, limit, where=path, say=worker.say)
-        labels = None if split == "test" else [record.label for record in records]
-        dataset = TokenDataset(token_ids, sent_ids, labels)
-        loaders[split] = split_loader(args, dataset, split, worker, batch_size)
-    return loaders
+    def trained_part(self, settings, model, loaders, worker):
+        """Of a frozen GPT-2 that no extension touches, the features are computed once."""
+        if settings.fine_tune_mode == "full-model" or model.extensions:
+            return super().trained_part(settings, model, loaders, worker)
+        features = {s: feature_loader(model, loaders[s], worker.device) for s in ("train", "dev")}
+        return Head(model), features, forward_features
 
 
-def loss_fn(logits, batch: dict):
-    """Cross-entropy summed over the batch, in nats."""
-    return F.cross_entropy(logits, batch["labels"], reduction="sum")
-
-
-def evaluate(model, loader, device, **how) -> dict:
-    """Accuracy and macro-F1 on the dev set."""
-    scores = accuracy_and_f1(predict(model, loader, device, **how))
-    return {"dev_acc": scores["acc"], "dev_f1": scores["f1"]}
-
-
-def train(args, model, loaders: dict, folder: RunFolder, worker: Worker) -> None:
-    """Fine-tune; afterwards the model holds its best epoch.
-
-    A backbone that is frozen and that no extension touches gives the same features in every epoch:
-    they are computed once, and only the linear layer is run after that.
-    """
-    options = fit_options(args, metric="dev_acc")
-    trained, how, batches = model, {}, loaders
-    if args.fine_tune_mode == "last-linear-layer" and not model.extensions:
-        trained, how = HeadOnly(model), {"forward": forward_features}
-        batches = {split: _on_features(model, loaders[split], worker) for split in ("train", "dev")}
-    fit(
-        trained,
-        batches["train"],
-        loss_fn=loss_fn,
-        evaluate=lambda m: evaluate(m, batches["dev"], worker.device, **how),
-        options=options,
-        folder=folder,
-        worker=worker,
-        extensions=model.extensions,
-        **how,
-    )
-
-
-def _on_features(model, loader, worker: Worker):
-    """The same batches as the loader's, of features in place of tokens."""
-    features = FrozenFeatures(model, make_loader(loader.dataset, 32), worker.device)
-    return batch_loader(features, loader.batch_sampler, collate=features.collate)
-
-
-def test(args, model, name: str, loaders: dict, worker: Worker, made_by) -> None:
-    """Write the predictions for dev and test; made_by: the run's folder or checkpoint."""
-    figures = {}
-    for split, path in output_paths(args, name).items():
-        predictions = predict(model, loaders[split], worker.device)
-        if split == "dev":
-            figures = {"acc": accuracy_and_f1(predictions)["acc"]}
-            worker.say(f"{name}: dev acc :: {figures['acc']:.3f}")
-        if worker.is_main:
-            column = "Predicted_Sentiment"
-            write_predictions(path, column, predictions.sent_ids, predictions.predicted)
-            write_record(made_by, path, args, figures)
-        worker.say(f"{name}: {split} predictions are in {path}")
-
-
-def output_paths(args, name: str) -> dict[str, Path]:
-    prefix = OUTPUT_NAMES[args.fine_tune_mode]
-    given = {"dev": args.dev_out, "test": args.test_out}
-    default = {s: f"predictions/{prefix}-{name}-{s}-out.csv" for s in given}
-    return {s: Path(given[s] or limited_path(default[s], args.limit)) for s in given}
-
-
-def run(args, name: str, worker: Worker) -> None:
-    """Train on one data set and predict, or only predict with `--checkpoint`."""
-    for path in output_paths(args, name).values():
-        check_writable(path)
-    seed_everything(args.seed)
-    if args.checkpoint:
-        made_by = args.checkpoint
-        model, trained_with = load_model(made_by, name, build_model)
-        take_over(args, trained_with)
-    else:
-        args.num_labels = NUM_LABELS[name]
-        model = build_model(args)
-        args.gpt_config = asdict(model.gpt.config)
-    model.to(worker.device)
-    tokenizer = load_tokenizer(args.model_size)
-    loaders = build_loaders(args, name, tokenizer, length_limit(args, model), worker)
-    if not args.checkpoint:
-        torch.manual_seed(args.seed + worker.rank)  # dropout differs from worker to worker
-        settings = vars(args) | {"dataset": name}
-        run_name = f"{args.fine_tune_mode}-{Path(args.model_size).name}"
-        folder = RunFolder(args.runs_dir, name, run_name, settings, writes=worker.is_main)
-        worker.say(f"{name}: {args.fine_tune_mode}, lr {args.lr:g}, checkpoints in {folder.path}")
-        train(args, model, loaders, folder, worker)
-        made_by = folder.path
-    test(args, model, name, loaders, worker, made_by)
-
-
-def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, default=11711)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument(
-        "--fine-tune-mode",
-        choices=("last-linear-layer", "full-model"),
-        default="last-linear-layer",
-        help="last-linear-layer: the GPT-2 is frozen; full-model: it is trained too",
-    )
-    parser.add_argument("--use_gpu", action="store_true")
-    parser.add_argument(
-        "--batch_size", type=int, default=8, help="sst: 64 fits a 12 GB GPU; cfimdb always uses 8"
-    )
-    parser.add_argument("--hidden_dropout_prob", type=float, default=0.3)
-    parser.add_argument(
-        "--lr", type=float, help="default: 1e-3 for last-linear-layer, 1e-5 for full-model"
-    )
-    parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
-    parser.add_argument("--dataset", choices=("all", *NUM_LABELS), default="all")
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--dev_out", help="with --dataset: where the dev predictions go")
-    parser.add_argument("--test_out", help="with --dataset: where the test predictions go")
-    add_max_length(parser)
-    add_fit_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.lr is None:
-        args.lr = LEARNING_RATES[args.fine_tune_mode]
-    check_fit_flags(args)
-    check_range(args, "hidden_dropout_prob", 0, 1)
-    return args
+TASKS = {name: Sentiment(name) for name in NUM_LABELS}
 
 
 @command
 def main():
-    args = get_args()
-    names = list(NUM_LABELS) if args.dataset == "all" else [args.dataset]
-    if len(names) > 1 and (args.dev_out or args.test_out or args.checkpoint):
+    settings = TASKS["sst"].get_args()
+    chosen = list(TASKS) if settings.dataset == "all" else [settings.dataset]
+    if len(chosen) > 1 and (settings.dev_out or settings.test_out or settings.checkpoint):
         raise InputError("--dev_out, --test_out, --checkpoint: name one data set too, by --dataset")
-    with joined_worker(args.use_gpu) as worker:
-        for name in names:
-            run(args, name, worker)
+    run_tasks([TASKS[name] for name in chosen], settings)
 
 
 if __name__ == "__main__":

@@ -5,56 +5,16 @@
                          --prompts data/sonnets_held_out_dev.txt
 """
 
-import random
-from dataclasses import dataclass
-
-from engine.errors import InputError, Parser, command
+from engine.errors import Parser, command
 
 # isort: split
 
 import torch
-from tqdm import tqdm
 
 from engine.batches import count_targets, forward_tokens, to_device
+from engine.predicting import accuracy_and_f1, predict
 from engine.records import Record, data_path, read_sonnets
-from engine.sonnets import continuation, opening_lines, partners, verses
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Predicted classes of a loader's rows, in the file's order; labels where it has them."""
-
-    sent_ids: list[str]
-    predicted: list[int]
-    labels: list[int]
-
-
-@torch.no_grad()
-def predict(model, loader, device, forward=forward_tokens) -> Predictions:
-    """The likeliest class of every row of the loader; only at the end is a GPU waited for."""
-    model.eval()
-    classes, indices, sent_ids, labels = [], [], [], []
-    for batch in tqdm(loader, desc="eval", leave=False, disable=None):
-        classes.append(forward(model, to_device(batch, device)).argmax(dim=-1))
-        many = len(batch["sent_ids"])
-        indices += batch.get("indices", range(len(indices), len(indices) + many))
-        sent_ids += batch["sent_ids"]
-        labels += batch["labels"].flatten().tolist() if "labels" in batch else []
-    predicted = torch.cat(classes).tolist()
-    columns = (sent_ids, predicted, labels)
-    order = sorted(range(len(indices)), key=indices.__getitem__)
-    return Predictions(*([column[i] for i in order] if column else [] for column in columns))
-
-
-def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:
-    """Share of right rows, and F1 averaged over the classes (macro)."""
-    from sklearn.metrics import accuracy_score, f1_score
-
-    y_true, y_pred = predictions.labels, predictions.predicted
-    return {
-        "acc": float(accuracy_score(y_true, y_pred)),
-        "f1": float(f1_score(y_true, y_pred, average="macro")),
-    }
+from engine.sonnets import continuation, null_baseline, opening_lines, partners, verses
 
 
 def model_eval_paraphrase(dataloader, model, device):
@@ -140,29 +100,6 @@ def sonnet_report(
         "distinct_1": distinct_n(added, 1),
         "distinct_2": distinct_n(added, 2),
     }
-
-
-def null_baseline(
-    prompts: list[Record], training: list[Record], *, where, seed: int = 11711
-) -> list[Record]:
-    """Each prompt with random lines of training sonnets up to 14: what no model at all scores.
-
-    where: the file of the training sonnets. No line is drawn twice.
-    """
-    draw = random.Random(seed)
-    lines = [line for sonnet in training for line in verses(sonnet.text)]
-    completed = []
-    for prompt in prompts:
-        given = opening_lines(prompt)
-        missing = 14 - len(given)
-        if len(lines) < missing:
-            raise InputError(
-                f"{where}: {len(lines)} lines in all, expected at least {missing} for the baseline "
-                f"of random lines: complete the file"
-            )
-        text = "\n".join([*given, *draw.sample(lines, missing)])
-        completed.append(Record(prompt.sent_id, text))
-    return completed
 
 
 def report_table(rows: dict[str, dict[str, float]]) -> str:

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from engine.errors import InputError, Parser, command
 from engine.files import atomic_write, check_writable
 from engine.hub import load_gpt2, load_tokenizer, save_gpt2
-from engine.parallel import seed_everything
+from engine.parallel import seed_everything, seed_worker
 
 # isort: split
 
@@ -47,6 +47,7 @@ from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_op
 from engine.generation import generate
 from engine.hub import backbone
 from engine.parallel import Worker, joined_worker, wait_for_main
+from engine.settings import Settings
 from engine.stages import tokens_per_step, write_making
 from engine.training import fit
 from evaluation import cross_entropy, perplexity
@@ -304,17 +305,17 @@ def run(args, worker: Worker) -> None:
     seed_everything(args.seed)
     data = prepare_data(args, worker)
     tokenizer = load_tokenizer(str(data))
-    args.gpt_config = asdict(shape_of(args, len(tokenizer)))
+    args = args.replace(gpt_config=asdict(shape_of(args, len(tokenizer))))
     if args.checkpoint:
         model, _ = load_model(args.checkpoint, TASK, build_model)
     else:
         model = build_model(args)
     model.to(worker.device)
     loaders = build_loaders(args, data, worker)
-    folder = RunFolder(args.runs_dir, TASK, args.size, vars(args), writes=worker.is_main)
+    folder = RunFolder(args.runs_dir, TASK, args.size, args, writes=worker.is_main)
     progress = None
     if not args.checkpoint:
-        torch.manual_seed(args.seed + worker.rank)
+        seed_worker(args.seed, worker)
         if worker.is_main:
             announce(args, model, loaders["train"].dataset, folder, worker)
         progress = train(args, model, loaders, tokenizer, folder, worker)
@@ -358,14 +359,14 @@ def get_args(argv=None):
     parser.add_argument("--seed", type=int, default=11711)
     add_fit_arguments(parser)
     parser.set_defaults(schedule="cosine", warmup=0.02, clip=1.0, weight_decay=0.1)
-    args = parser.parse_args(argv)
+    args = Settings.parse(parser, argv)
     for name in ("steps", "eval_every", "eval_blocks", "block"):
         check_range(args, name, 1)
     check_range(args, "vocab_size", 257)
     check_range(args, "dropout", 0, 1)
     if args.steps % args.eval_every:
         raise InputError(f"--steps {args.steps}: expected a multiple of --eval_every")
-    args.epochs = args.steps // args.eval_every
+    args = args.replace(epochs=args.steps // args.eval_every)
     check_fit_flags(args)
     return args
 

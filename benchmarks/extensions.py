@@ -12,7 +12,6 @@ Results, with the hardware named, go to benchmarks/results/extensions.json and e
 import json
 import statistics
 import sys
-from argparse import Namespace
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,16 +25,17 @@ from engine.files import atomic_path
 
 import torch
 
-import classifier
 from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.fast.attention import fused_causal_attention
 from engine.parallel import start_worker
+from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from modules.attention import causal_attention
 from pretrain import SHAPES
+from programs.tasks import TASKS
 
 PLAIN = ""
 TECHNIQUES = [
@@ -77,7 +77,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
     settings = {"num_labels": 5, "hidden_dropout_prob": 0.3, "fine_tune_mode": "full-model"}
     settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
     torch.manual_seed(0)
-    model = classifier.build_model(Namespace(**settings), pretrained=False).to(worker.device)
+    model = TASKS["sst"].build_model(Settings(settings), pretrained=False).to(worker.device)
     (b, t), steps = shape, 3
     tokens = torch.randint(SHAPES[size].vocab_size, (steps * b, t)).tolist()
     names = [str(i) for i in range(len(tokens))]
@@ -85,9 +85,9 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
     trainer = Trainer(
         model,
         make_loader(data, b),
-        classifier.loss_fn,
+        TASKS["sst"].loss_fn,
         FitOptions(epochs=2, lr=1e-5, metric="nothing", bf16=bf16),
-        RunFolder("runs", "bench", "extensions", {}, writes=False),
+        RunFolder("runs", "bench", "extensions", Settings({}), writes=False),
         worker,
         model.extensions,
         forward_tokens,

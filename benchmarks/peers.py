@@ -8,12 +8,10 @@ from unittest import mock
 
 import torch
 
-import classifier
-import paraphrase_detection
-import sonnet_generation
 from benchmarks import starter
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
 from classifier import NUM_LABELS
+from engine import completion
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from engine.checkpoint import RunFolder
 from engine.fast.adamw import FusedAdamW
@@ -21,13 +19,12 @@ from engine.fast.compiling import CUDA_GRAPHS, padding_multiple
 from engine.flags import fit_options
 from engine.generation import generate
 from engine.parallel import start_worker
+from engine.predicting import predict
+from engine.settings import Settings
+from engine.task import train
 from engine.training import Trainer
-from evaluation import predict
+from programs.tasks import TASKS
 
-PROGRAMS = dict.fromkeys(NUM_LABELS, classifier) | {
-    "paraphrase": paraphrase_detection,
-    "sonnet": sonnet_generation,
-}
 DROPOUT = 0.3
 
 
@@ -115,24 +112,19 @@ class Ours(Peer):
         return "bfloat16" if settings.bf16 and job.kind == "train" else "float32"
 
     def build(self):
-        self.program = PROGRAMS[self.job.task]
+        self.task = TASKS[self.job.task]
         self.worker = start_worker(self.settings.use_gpu)
         words = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
         words += ["--use_gpu"] * self.settings.use_gpu
         if self.precision(self.job, self.settings) == "bfloat16":
             words += ["--bf16"] + ["--tf32"] * self.settings.use_gpu
         words += self.more_flags()
-        sentiment = self.program is classifier
+        sentiment = self.job.task in NUM_LABELS
         words += ["--fine-tune-mode", self.job.mode] * sentiment
         if self.job.kind == "decode":
             words += ["--max_new_tokens", str(self.settings.new_tokens)]
             words += ["--temperature", str(TEMPERATURE), "--top_p", str(TOP_P)]
-        self.flags = self.program.get_args(words)
-        if sentiment:
-            self.flags.num_labels = self.load.classes
-        elif self.program is paraphrase_detection:
-            self.flags.answer_tokens = self.load.answers
-        model = self.program.build_model(self.flags)
+        model, self.flags = self.task.start(self.task.get_args(words))
         if sentiment:
             _set_head(model.sentiment_head, self.load.head())
         return model
@@ -166,9 +158,9 @@ class Ours(Peer):
         run = Trainer(
             self.model,
             self.loader(rows),
-            self.program.loss_fn,
+            self.task.loss_fn,
             fit_options(self.flags, metric="nothing"),
-            RunFolder("runs", "bench", "core", {}, writes=False),
+            RunFolder("runs", "bench", "core", Settings({}), writes=False),
             self.worker,
             extensions=[],
             forward=self.forward,
@@ -185,8 +177,8 @@ class Ours(Peer):
     def train_head(self, rows):
         loaders = {"train": self.loader(rows), "dev": self.loader(self.load.dev, shuffle=False)}
         folder = tempfile.mkdtemp(dir=self.scratch.name)
-        run = RunFolder(folder, "sst", "bench", vars(self.flags))
-        return lambda: classifier.train(self.flags, self.model, loaders, run, self.worker)
+        run = RunFolder(folder, "sst", "bench", self.flags)
+        return lambda: train(self.task, self.flags, self.model, loaders, run, self.worker)
 
     def evaluate(self, rows):
         loader = self.loader(rows, shuffle=False)
@@ -194,7 +186,7 @@ class Ours(Peer):
 
     def decode(self, rows):
         self.model.tokenizer.eos_token = None
-        return lambda: sonnet_generation.complete(self.model, rows, self.flags)
+        return lambda: completion.complete(self.model, rows, self.flags)
 
 
 class OursCompiled(Ours):
@@ -220,7 +212,7 @@ class OursCompiled(Ours):
             return found
 
         def counted_work():
-            with mock.patch.object(sonnet_generation, "generate", counting):
+            with mock.patch.object(completion, "generate", counting):
                 work()
 
         return counted_work

@@ -13,7 +13,6 @@ interrupted run goes on where it stopped.
 import json
 import statistics
 import sys
-from argparse import Namespace
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,6 @@ from engine.files import atomic_path
 import numpy as np
 import torch
 
-import classifier
 from benchmarks import starter
 from benchmarks.counts import parameters
 from benchmarks.power_law import fit_power_law
@@ -38,8 +36,10 @@ from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.parallel import has_bf16_units, start_worker
+from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from pretrain import SHAPES
+from programs.tasks import TASKS
 
 PEERS = ("starter", "ours")
 LABELS, DROPOUT, RATE = 5, 0.3, 1e-5
@@ -68,15 +68,15 @@ def our_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
     """One step of `fit`, the first batch again each time."""
     settings = {"num_labels": LABELS, "hidden_dropout_prob": DROPOUT, "extension": []}
     settings |= {"fine_tune_mode": "full-model", "gpt_config": asdict(config)}
-    model = classifier.build_model(Namespace(**settings), pretrained=False).to(device)
+    model = TASKS["sst"].build_model(Settings(settings), pretrained=False).to(device)
     tokens = random_tokens(config, shape).tolist()
     data = TokenDataset(tokens, [str(i) for i in range(shape[0])], [0] * shape[0])
     run = Trainer(
         model,
         make_loader(data, shape[0]),
-        classifier.loss_fn,
+        TASKS["sst"].loss_fn,
         FitOptions(epochs=1, lr=RATE, metric="nothing", bf16=bf16),
-        RunFolder("runs", "bench", "scaling", {}, writes=False),
+        RunFolder("runs", "bench", "scaling", Settings({}), writes=False),
         start_worker(device.type == "cuda"),
         extensions=[],
         forward=forward_tokens,

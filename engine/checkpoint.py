@@ -7,7 +7,6 @@ never runs code, and each file appears whole or not at all.
 import hashlib
 import json
 import subprocess
-from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 
 from engine.errors import InputError
 from engine.files import ROOT, atomic_path, atomic_write, check_writable, remove_leftovers
+from engine.settings import Settings
 
 UNNAMED = {
     "use_gpu",
@@ -32,9 +32,10 @@ RENAMED = {"input_quantiser": "input_quantizer"}  # parts of names in files of e
 class RunFolder:
     """The folder of one run; a worker that is not the main one reads and never writes."""
 
-    def __init__(self, root, task: str, name: str, settings: dict, writes: bool = True):
-        """The folder's name carries a hash of the settings that change the result."""
-        decisive = {key: value for key, value in settings.items() if not _unnamed(key)}
+    def __init__(self, root, task: str, name: str, settings: Settings, writes: bool = True):
+        """The folder's name carries a hash of the changed settings that change the result."""
+        changed = settings.changed().items()
+        decisive = {key: value for key, value in changed if not _unnamed(key)}
         text = json.dumps(decisive, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.path = Path(root) / f"{task}-{name}-{digest}"
@@ -65,14 +66,14 @@ class RunFolder:
         remove_leftovers(self.path)
         if not resume:
             with atomic_write(self.path / "config.json") as file:
-                config = {"task": self.task, **self.settings, "commit": current_commit()}
+                config = {"task": self.task, **vars(self.settings), "commit": current_commit()}
                 json.dump(config, file, indent=2, default=str)
 
     def save_best(self, model, metrics: dict) -> None:
         if self.writes:
             tree = {
                 "task": self.task,
-                "settings": self.settings,
+                "settings": vars(self.settings),
                 "metrics": metrics,
                 "model": trainable_state(model),
             }
@@ -108,7 +109,7 @@ def load_model(path, task: str, build_model):
         raise InputError(
             f"{path}: the state of a run, not its best epoch: give its best.safetensors"
         )
-    settings = Namespace(**tree["settings"])
+    settings = Settings(tree["settings"])
     has_backbone = "gpt.word_embedding.weight" in tree["model"]
     model = build_model(settings, pretrained=not has_backbone)
     load_trainable_state(model, tree["model"], path)

@@ -9,9 +9,23 @@ from engine.batches import TokenDataset, make_loader
 from engine.errors import InputError
 from engine.fast.compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
 from engine.parallel import Worker, has_bf16_units
+from engine.settings import Settings
 from engine.training import FitOptions
 
 JUDGED = 64  # dev or test rows that a GPU reads at once
+
+
+def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = None) -> None:
+    """The course's flags that all tasks share, and the optional ones."""
+    parser.add_argument("--seed", type=int, default=11711)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--use_gpu", action="store_true")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=lr, help=lr_help)
+    parser.add_argument("--model_size", default="gpt2", help="a size, a hub name or a folder")
+    add_data_dir(parser)
+    add_max_length(parser)
+    add_fit_arguments(parser)
 
 
 def add_fit_arguments(parser) -> None:
@@ -60,6 +74,23 @@ def add_fit_arguments(parser) -> None:
     group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
 
 
+def add_sampling_arguments(parser) -> None:
+    """How texts are sampled; `check_sampling` refuses what makes no sense."""
+    parser.add_argument("--temperature", type=float, default=1.2, help="0: greedy")
+    parser.add_argument(
+        "--top_p", type=float, default=0.9, help="nucleus sampling's share; 0: greedy"
+    )
+    parser.add_argument("--top_k", type=int, default=0, help="0: no cut")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+
+
+def check_sampling(settings) -> None:
+    check_range(settings, "temperature", 0)
+    check_range(settings, "top_p", 0, 1)
+    check_range(settings, "top_k", 0)
+    check_range(settings, "max_new_tokens", 1)
+
+
 class _DataDir(argparse.Action):
     """`--data_dir DIR`: defaults below data/ are looked for in DIR; paths given by flag stay."""
 
@@ -87,15 +118,14 @@ def length_limit(args, model) -> int:
     return args.max_length or positions
 
 
-def take_over(args, trained_with) -> None:
-    """Into args, the flags of a checkpoint on which its predictions depend.
+def take_over(settings: Settings, trained_with) -> Settings:
+    """The settings, with the flags of a checkpoint on which its predictions depend.
 
     --max_length may be given anew.
     """
-    for name in ("model_size", "fine_tune_mode"):
-        if hasattr(trained_with, name):
-            setattr(args, name, getattr(trained_with, name))
-    args.max_length = args.max_length or getattr(trained_with, "max_length", None)
+    names = [n for n in ("model_size", "fine_tune_mode") if hasattr(trained_with, n)]
+    max_length = settings.max_length or getattr(trained_with, "max_length", None)
+    return settings.replace(max_length=max_length, **{n: getattr(trained_with, n) for n in names})
 
 
 def add_data_dir(parser) -> None:
@@ -113,11 +143,13 @@ def limited_path(path, limit: int | None) -> str:
     return str(path.with_name(f"{path.stem}.limit-{limit}{path.suffix}") if limit else path)
 
 
-def mark_limited_outputs(args, parser) -> None:
-    """Give the outputs of a --limit run names of their own; those given by flag stay."""
-    for name, value in vars(args).items():
-        if name.endswith("_out") and value and value == parser.get_default(name):
-            setattr(args, name, limited_path(value, args.limit))
+def with_limited_outputs(settings: Settings) -> Settings:
+    """The outputs of a --limit run with names of their own; those given by flag stay."""
+    outputs = {name: path for name, path in vars(settings).items() if name.endswith("_out")}
+    defaults = {n: path for n, path in outputs.items() if path and path == settings.defaults[n]}
+    return settings.replace(
+        **{name: limited_path(path, settings.limit) for name, path in defaults.items()}
+    )
 
 
 def check_range(args, name: str, low: float, high: float = math.inf) -> None:

@@ -161,3 +161,8 @@ def seed_everything(seed: int = 11711) -> None:
     torch.manual_seed(seed)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def seed_worker(seed: int, worker: Worker) -> None:
+    """Seed torch, so that dropout differs from worker to worker."""
+    torch.manual_seed(seed + worker.rank)

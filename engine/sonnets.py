@@ -1,9 +1,10 @@
-"""Sonnets told apart by their opening lines: prompts, partners, and which ones choose the epoch.
+"""Sonnets, told apart by their opening lines: prompts, partners, splits, the null baseline.
 
 A model is given a sonnet's first three lines, its prompt. Numbers differ from file to file, so a
 sonnet is known in another file by the letters of these lines.
 """
 
+import random
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -70,6 +71,29 @@ def partners(sonnets: list[Record], others: list[Record], path, other_path) -> l
     return [found[i] for i in range(len(sonnets))]
 
 
+def null_baseline(
+    prompts: list[Record], training: list[Record], *, where, seed: int = 11711
+) -> list[Record]:
+    """Each prompt with random lines of training sonnets up to 14: what no model at all scores.
+
+    where: the file of the training sonnets. No line is drawn twice.
+    """
+    draw = random.Random(seed)
+    lines = [line for sonnet in training for line in verses(sonnet.text)]
+    completed = []
+    for prompt in prompts:
+        given = opening_lines(prompt)
+        missing = 14 - len(given)
+        if len(lines) < missing:
+            raise InputError(
+                f"{where}: {len(lines)} lines in all, expected at least {missing} for the baseline "
+                f"of random lines: complete the file"
+            )
+        text = "\n".join([*given, *draw.sample(lines, missing)])
+        completed.append(Record(prompt.sent_id, text))
+    return completed
+
+
 def split_sonnets(settings, say) -> dict[str, list[Record]]:
     """Sonnets to learn from (train) and to choose the best epoch by (dev).
 
@@ -97,3 +121,18 @@ def split_sonnets(settings, say) -> dict[str, list[Record]]:
             f"{settings.sonnet_path}: too few sonnets to train on and to choose an epoch by"
         )
     return {"train": training[: settings.limit], "dev": dev[: settings.limit]}
+
+
+def dev_gold(settings) -> list[Record]:
+    """The full text of the dev prompts, in their order; [] without the file of it."""
+    prompts_path, gold_path = settings.dev_sonnet_path, settings.dev_gold_path
+    if not Path(gold_path).exists():
+        return []
+    pairs = read_sonnets(prompts_path), read_sonnets(gold_path)
+    return partners(*pairs, prompts_path, gold_path)[: settings.limit]
+
+
+def random_lines(settings, prompts: list[Record]) -> list[Record]:
+    """The null baseline of these prompts, out of the training sonnets."""
+    path = settings.sonnet_path
+    return null_baseline(prompts, read_sonnets(path), where=path)

@@ -1,58 +1,49 @@
 """A best.safetensors of each task without training: random weights, and biases that are not 0."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from course_files import work_in, write_course, write_model
 
-import classifier
-import paraphrase_detection
-import sonnet_generation
 from engine.checkpoint import save_tree, trainable_state
-from engine.hub import load_tokenizer
+from engine.task import Task
+from programs.tasks import TASKS
 
-# Each by a name of the test's own: module, the checkpoint's task, flags.
-KINDS: dict[str, tuple[ModuleType, str, list[str]]] = {
-    "sst": (classifier, "sst", ["--dataset", "sst", "--fine-tune-mode", "full-model"]),
-    "head": (classifier, "cfimdb", ["--dataset", "cfimdb"]),  # over a frozen backbone
-    "paraphrase": (paraphrase_detection, "paraphrase", []),
-    "sonnet": (sonnet_generation, "sonnet", ["--max_new_tokens", "4"]),
+# Each by a name of the test's own: task, flags of training, flags of the task's program.
+KINDS: dict[str, tuple[Task, list[str], list[str]]] = {
+    "sst": (TASKS["sst"], ["--fine-tune-mode", "full-model"], ["--dataset", "sst"]),
+    "head": (TASKS["cfimdb"], [], ["--dataset", "cfimdb"]),  # over a frozen backbone
+    "paraphrase": (TASKS["paraphrase"], [], []),
+    "sonnet": (TASKS["sonnet"], [], ["--max_new_tokens", "4"]),
 }
 
 
 def program_flags(kind: str) -> list[str]:
     """Those by which the task's program is started."""
-    flags = KINDS[kind][2]
-    return [word for word in flags if word not in ("--fine-tune-mode", "full-model")]
+    return KINDS[kind][2]
 
 
 def build(kind: str, model_size, extension: Sequence[str] = ()):
     """(model, settings) as a run would have them, every trained tensor moved at random."""
-    module, task, flags = KINDS[kind]
-    words = [word for flag in extension for word in ("--extension", flag)]
-    args = module.get_args([*flags, "--model_size", str(model_size), *words])
-    if module is classifier:
-        args.num_labels = classifier.NUM_LABELS[task]
-    if module is paraphrase_detection:
-        args.answer_tokens = paraphrase_detection.answer_tokens(load_tokenizer(model_size))
+    task, training, program = KINDS[kind]
+    words = [*training, *program, "--model_size", str(model_size)]
+    words += [word for flag in extension for word in ("--extension", flag)]
     torch.manual_seed(0)
-    model = module.build_model(args).eval()
-    args.gpt_config = asdict(model.gpt.config)
+    model, settings = task.start(task.get_args(words))
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-    return model, args
+    return model, settings
 
 
-def save(path, kind: str, model, args) -> Path:
+def save(path, kind: str, model, settings) -> Path:
     tree = {
-        "task": KINDS[kind][1],
-        "settings": vars(args),
+        "task": KINDS[kind][0].name,
+        "settings": vars(settings),
         "metrics": {},
         "model": trainable_state(model),
     }

@@ -79,7 +79,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_lost(case, place, monkeypatc
     before = snapshot(place)
     program, *words = command_line(case)
     if "--resume" not in words:
-        monkeypatch.setattr(f"{program}.fit", checked_folder_then_no_training)
+        monkeypatch.setattr("engine.task.fit", checked_folder_then_no_training)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: device != "cpu")
     with pytest.raises(SystemExit) as stop:
@@ -238,7 +238,7 @@ def test_an_interrupted_program_says_so_in_a_line_and_exits_as_shells_expect(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("classifier.fit", interrupted)
+    monkeypatch.setattr("engine.task.fit", interrupted)
     program, *words = command_line(Case("", "c", ()))
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, program, *words)

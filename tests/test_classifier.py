@@ -22,19 +22,20 @@ from course_files import (
 from tiny_run import run_path
 from torch import nn
 
-import classifier
-from classifier import GPT2SentimentClassifier, get_args
+from classifier import TASKS, GPT2SentimentClassifier
 from engine.batches import collate
 from engine.checkpoint import RunFolder, load_tree
 from engine.files import ROOT
 from engine.flags import fit_options
 from engine.hub import load_tokenizer
 from engine.parallel import seed_everything
+from engine.predicting import predict
 from engine.records import read_sentiment
+from engine.task import train
 from engine.training import fit
-from evaluation import predict
 from models.gpt2 import GPT2Model
 
+SST = TASKS["sst"]
 MODES = ("last-linear-layer", "full-model")
 PREFIX = {"last-linear-layer": "pretrain", "full-model": "finetune"}
 
@@ -62,9 +63,8 @@ def config(folder, **changes) -> SimpleNamespace:
 def prepared(args):
     """The model and loaders of `run` for SST."""
     seed_everything(args.seed)
-    args.num_labels = 5
-    model = classifier.build_model(args)
-    loaders = classifier.build_loaders(args, "sst", load_tokenizer(args.model_size), 512, WORKER)
+    model, args = SST.start(args)
+    loaders = SST.build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
     return model, loaders
 
 
@@ -104,7 +104,7 @@ def test_rows_that_stand_in_training_and_dev_are_said_before_training(
 ):
     copy = write_course(tmp_path / "copy")
     shutil.copy(copy / "ids-sst-train.csv", copy / "ids-sst-dev.csv")
-    monkeypatch.setattr("classifier.fit", no_training)
+    monkeypatch.setattr("engine.task.fit", no_training)
     with pytest.raises(AssertionError, match="training began"):
         call_main(monkeypatch, "classifier", *words, "--dataset", "sst", "--data_dir", copy)
     assert "ids-sst-dev.csv: 40 of 40 rows stand in " in capsys.readouterr().out
@@ -169,21 +169,21 @@ def test_without_a_model_size_the_published_gpt2_is_loaded(model_folder, monkeyp
 
 
 def test_the_course_s_flags_have_the_course_s_defaults():
-    args = vars(get_args([]))
+    args = vars(SST.get_args([]))
     course = {"seed": 11711, "epochs": 10, "fine_tune_mode": "last-linear-layer"}
     course |= {"use_gpu": False, "batch_size": 8, "hidden_dropout_prob": 0.3, "lr": 1e-3}
     assert {name: args[name] for name in course} == course
 
 
 def test_the_learning_rate_follows_the_mode_unless_it_is_given():
-    assert get_args(["--fine-tune-mode", "last-linear-layer"]).lr == 1e-3
-    assert get_args(["--fine-tune-mode", "full-model"]).lr == 1e-5
-    assert get_args(["--fine-tune-mode", "full-model", "--lr", "1e-3"]).lr == 1e-3
-    assert get_args(["--lr", "0"]).lr == 0
+    assert SST.get_args(["--fine-tune-mode", "last-linear-layer"]).lr == 1e-3
+    assert SST.get_args(["--fine-tune-mode", "full-model"]).lr == 1e-5
+    assert SST.get_args(["--fine-tune-mode", "full-model", "--lr", "1e-3"]).lr == 1e-3
+    assert SST.get_args(["--lr", "0"]).lr == 0
 
 
 def test_what_extras_do_is_nothing_by_default():
-    args = vars(get_args([]))
+    args = vars(SST.get_args([]))
     neutral = {"warmup": 0, "schedule": "constant", "clip": 0, "accumulate": 1, "weight_decay": 0}
     neutral |= {"bf16": False, "extension": [], "limit": None, "checkpoint": None, "resume": False}
     assert {name: args[name] for name in neutral} == neutral
@@ -224,15 +224,15 @@ def test_modes_datasets_and_their_runs_do_not_share_files(words, tmp_path, monke
 
 @pytest.mark.parametrize("asked", [2, 64])
 def test_cfimdb_is_always_read_at_batch_size_8(words, asked):
-    args = get_args([str(word) for word in [*words, "--batch_size", asked]])
+    args = SST.get_args([str(word) for word in [*words, "--batch_size", asked]])
     tokenizer = load_tokenizer(args.model_size)
     for name, expected in {"sst": min(asked, 40), "cfimdb": 8}.items():
-        loaders = classifier.build_loaders(args, name, tokenizer, 512, WORKER)
+        loaders = TASKS[name].build_loaders(args, tokenizer, 512, WORKER)
         assert max(len(batch["sent_ids"]) for batch in loaders["train"]) == expected
 
 
 def test_only_the_training_rows_are_shuffled_and_each_is_read_once_an_epoch(words):
-    loaders = prepared(get_args([str(word) for word in words]))[1]
+    loaders = prepared(SST.get_args([str(word) for word in words]))[1]
     for split, rows in {"train": 40, "dev": 20, "test": 13}.items():
         orders = []
         for epoch in (0, 1):
@@ -279,7 +279,7 @@ def test_a_checkpoint_predicts_what_the_run_predicted(words, mode, tmp_path, mon
     [best] = (tmp_path / "runs").glob("*/best.safetensors")
     frozen = any(n.startswith("gpt.") for n in load_tree(best)["model"])
     assert frozen == (mode == "full-model")  # a frozen backbone is not stored again
-    monkeypatch.setattr(classifier, "fit", no_training)
+    monkeypatch.setattr("engine.task.fit", no_training)
     words = [word if word != words[3] else "no-such-model" for word in words]
     call_main(monkeypatch, "classifier", *words, "--checkpoint", best)
     assert sorted((tmp_path / "predictions").iterdir()) == outputs
@@ -318,11 +318,11 @@ def test_cached_features_train_the_head_that_the_whole_frozen_model_would(
 ):
     """Same batches, same order; GPT-2's own dropout is off in both."""
     flags = [*words, "--model_size", restless_folder, "--hidden_dropout_prob", "0", "--epochs", "4"]
-    args = get_args([str(word) for word in flags])
+    args = SST.get_args([str(word) for word in flags])
     cached, loaders = prepared(args)
     start = cached.sentiment_head.weight.detach().clone()
-    cached_folder = RunFolder(tmp_path / "a", "sst", "x", vars(args))
-    classifier.train(args, cached, loaders, cached_folder, WORKER)
+    cached_folder = RunFolder(tmp_path / "a", "sst", "x", args)
+    train(SST, args, cached, loaders, cached_folder, WORKER)
 
     whole, loaders = prepared(args)
     assert torch.equal(whole.sentiment_head.weight, start)
@@ -331,10 +331,10 @@ def test_cached_features_train_the_head_that_the_whole_frozen_model_would(
     fit(
         whole,
         loaders["train"],
-        loss_fn=classifier.loss_fn,
-        evaluate=lambda m: classifier.evaluate(m, loaders["dev"], WORKER.device),
+        loss_fn=SST.loss_fn,
+        evaluate=lambda m: SST.evaluate(m, loaders["dev"], WORKER.device),
         options=fit_options(args, metric="dev_acc"),
-        folder=RunFolder(tmp_path / "b", "sst", "x", vars(args)),
+        folder=RunFolder(tmp_path / "b", "sst", "x", args),
         worker=WORKER,
     )
     assert (whole.sentiment_head.weight - start).abs().max() > 1e-3
@@ -368,24 +368,24 @@ def test_a_frozen_gpt2_reads_each_text_once_whatever_the_number_of_epochs(
         rows.append(len(input_ids))
         return embed(self, input_ids)
 
-    args = get_args([str(word) for word in [*words, "--epochs", "5"]])
+    args = SST.get_args([str(word) for word in [*words, "--epochs", "5"]])
     model, loaders = prepared(args)
     monkeypatch.setattr(GPT2Model, "embed", counting)
-    classifier.train(args, model, loaders, RunFolder("r", "sst", "x", vars(args)), WORKER)
+    train(SST, args, model, loaders, RunFolder("r", "sst", "x", args), WORKER)
     assert sum(rows) == 40 + 20
 
 
 def test_a_frozen_gpt2_is_left_as_it_was(words, model_folder):
-    args = get_args([str(word) for word in [*words, "--lr", "0.1"]])
+    args = SST.get_args([str(word) for word in [*words, "--lr", "0.1"]])
     model, loaders = prepared(args)
-    classifier.train(args, model, loaders, RunFolder("r", "sst", "x", vars(args)), WORKER)
+    train(SST, args, model, loaders, RunFolder("r", "sst", "x", args), WORKER)
     for name, weight in GPT2Model.from_pretrained(str(model_folder)).state_dict().items():
         assert torch.equal(model.gpt.state_dict()[name], weight)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_model_holds_its_best_epoch_afterwards(words, mode, monkeypatch):
-    args = get_args([str(word) for word in [*words, "--epochs", "4", "--fine-tune-mode", mode]])
+    args = SST.get_args([str(word) for word in [*words, "--epochs", "4", "--fine-tune-mode", mode]])
     scores, heads = [0.1, 0.5, 0.5, 0.2], []
 
     def scripted(model, loader, device, **how):
@@ -393,9 +393,8 @@ def test_the_model_holds_its_best_epoch_afterwards(words, mode, monkeypatch):
         return {"dev_acc": scores[len(heads) - 1], "dev_f1": 0.0}
 
     model, loaders = prepared(args)
-    args.lr = 1e-3
-    monkeypatch.setattr(classifier, "evaluate", scripted)
-    classifier.train(args, model, loaders, RunFolder("r", "sst", "x", vars(args)), WORKER)
+    monkeypatch.setattr(SST, "evaluate", scripted)
+    train(SST, args, model, loaders, RunFolder("r", "sst", "x", args), WORKER)
     same = [torch.equal(model.sentiment_head.weight, head) for head in heads]
     assert same == [False, True, False, False]  # of equal ones the first
 
@@ -403,7 +402,7 @@ def test_the_model_holds_its_best_epoch_afterwards(words, mode, monkeypatch):
 def test_the_loss_is_cross_entropy_summed_over_rows():
     logits, labels = torch.randn(3, 5), torch.tensor([4, 0, 2])
     expected = sum(-logits[i].log_softmax(0)[label] for i, label in enumerate(labels))
-    torch.testing.assert_close(classifier.loss_fn(logits, {"labels": labels}), expected)
+    torch.testing.assert_close(SST.loss_fn(logits, {"labels": labels}), expected)
 
 
 @pytest.mark.parametrize("mode, rate", [("full-model", "3e-3"), ("last-linear-layer", "5e-2")])

@@ -15,20 +15,17 @@ import evaluation
 from engine.batches import TokenDataset, make_loader, next_token_labels, next_token_loss
 from engine.errors import InputError
 from engine.files import ROOT
+from engine.predicting import Predictions, accuracy_and_f1, predict
 from engine.prediction_files import write_predictions, write_sonnets
 from engine.records import Record, read_sonnets
-from engine.sonnets import continuation, opening, partners, prompt_text, verses
+from engine.sonnets import continuation, null_baseline, opening, partners, prompt_text, verses
 from evaluation import (
-    Predictions,
-    accuracy_and_f1,
     chrf,
     cross_entropy,
     distinct_n,
     model_eval_paraphrase,
     model_test_paraphrase,
-    null_baseline,
     perplexity,
-    predict,
     report_table,
     sonnet_report,
 )

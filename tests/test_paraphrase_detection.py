@@ -22,18 +22,19 @@ from course_files import (
 from torch import nn
 
 import paraphrase_detection
+from engine.checkpoint import RunFolder
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.hub import load_tokenizer
 from engine.prediction_files import ANSWER_TOKENS, origin
 from engine.records import PairRecord, read_pairs
+from engine.task import train
 from models.gpt2 import GPT2Model
 from paraphrase_detection import (
+    TASK,
     ParaphraseGPT,
     answer_tokens,
-    build_loaders,
     cloze_prompt,
-    get_args,
     shortened_prompt,
 )
 
@@ -48,7 +49,7 @@ def words(tmp_path, monkeypatch, data, model_folder):
 
 
 def parsed(words):
-    return get_args([str(word) for word in words])
+    return TASK.get_args([str(word) for word in words])
 
 
 # -- the model ---------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def test_the_whole_model_is_trained(model_folder):
     model = ParaphraseGPT(settings)
     assert all(parameter.requires_grad for parameter in model.parameters())
     logits = model(torch.randint(200, (2, 5)), torch.ones(2, 5, dtype=torch.long))
-    paraphrase_detection.loss_fn(logits, {"labels": torch.tensor([0, 1])}).backward()
+    TASK.loss_fn(logits, {"labels": torch.tensor([0, 1])}).backward()
     assert all(p.grad is not None for p in model.gpt.gpt_layers.parameters())
 
 
@@ -121,7 +122,7 @@ def test_class_1_is_yes(model_folder):
         for _ in range(20):
             optimizer.zero_grad()
             logits = model(token_ids, torch.ones_like(token_ids))
-            paraphrase_detection.loss_fn(logits, {"labels": torch.tensor([label])}).backward()
+            TASK.loss_fn(logits, {"labels": torch.tensor([label])}).backward()
             optimizer.step()
         last = model.gpt(token_ids)["last_token"][0]
         no, yes = model.gpt.hidden_state_to_token(last)[settings.answer_tokens].tolist()
@@ -130,7 +131,7 @@ def test_class_1_is_yes(model_folder):
 
 def test_the_loss_is_two_way_cross_entropy_over_classes():
     logits, labels = torch.randn(4, 2), torch.tensor([0, 1, 1, 0])
-    loss = paraphrase_detection.loss_fn(logits, {"labels": labels})
+    loss = TASK.loss_fn(logits, {"labels": labels})
     expected = nn.CrossEntropyLoss(reduction="sum")(logits, labels)
     torch.testing.assert_close(loss, expected)
 
@@ -169,7 +170,7 @@ def test_train_dev_and_test_read_one_and_the_same_prompt(words, data, monkeypatc
     monkeypatch.setattr(paraphrase_detection, "cloze_prompt", spy)
     args = parsed([*words, *(w for f, name in paths.items() for w in (f"--{f}", name))])
     tokenizer = load_tokenizer(args.model_size)
-    loaders = build_loaders(args, counting, 512, WORKER)
+    loaders = TASK.build_loaders(args, counting, 512, WORKER)
     assert asked == 3 * [("why me ?", "why , me ?"), ("who 's it ?", "what is it ?")]
     tokens = [loaders[split].dataset.token_ids for split in ("train", "dev", "test")]
     assert tokens[0] == tokens[1] == tokens[2]
@@ -197,14 +198,14 @@ def test_pairs_that_are_too_long_are_counted_and_the_others_stay_as_they_are(wor
     write("long.csv", f"{HEADER}\n0\ta\t{'good film ' * 400}\tbad?\t1\n1\tb\tx\ty\t0\n")
     args = parsed([*words, "--para_train", "long.csv"])
     tokenizer = load_tokenizer(args.model_size)
-    cut, whole = build_loaders(args, tokenizer, 512, WORKER)["train"].dataset.token_ids
+    cut, whole = TASK.build_loaders(args, tokenizer, 512, WORKER)["train"].dataset.token_ids
     assert len(cut) <= 512 and whole == tokenizer(cloze_prompt("x", "y"))["input_ids"]
     assert "long.csv: 1 rows are cut to 512 tokens: a\n" in capsys.readouterr().out
 
 
 def test_labels_are_the_classes_0_and_1_and_the_test_file_has_none(words):
     args = parsed(words)
-    loaders = build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
+    loaders = TASK.build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
     for split in ("train", "dev"):
         assert {label for b in loaders[split] for label in b["labels"].tolist()} == {0, 1}
     assert all("labels" not in batch for batch in loaders["test"])
@@ -212,7 +213,7 @@ def test_labels_are_the_classes_0_and_1_and_the_test_file_has_none(words):
 
 def test_only_the_training_rows_are_shuffled(words):
     args = parsed(words)
-    loaders = build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
+    loaders = TASK.build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
     for split, changes in {"train": True, "dev": False, "test": False}.items():
         orders = []
         for epoch in (0, 1):
@@ -225,7 +226,7 @@ def test_only_the_training_rows_are_shuffled(words):
 
 
 def test_the_course_s_flags_have_the_course_s_defaults():
-    args = vars(get_args([]))
+    args = vars(TASK.get_args([]))
     course = {
         "para_train": "data/quora-train.csv",
         "para_dev": "data/quora-dev.csv",
@@ -245,7 +246,7 @@ def test_the_course_s_flags_have_the_course_s_defaults():
 @pytest.mark.parametrize("given_first", [True, False])
 def test_data_dir_moves_the_defaults_and_leaves_given_paths(given_first):
     given, folder = ["--para_dev", "my/dev.csv"], ["--data_dir", "there"]
-    args = get_args([*given, *folder] if given_first else [*folder, *given])
+    args = TASK.get_args([*given, *folder] if given_first else [*folder, *given])
     assert (args.para_train, args.para_dev) == ("there/quora-train.csv", "my/dev.csv")
     assert args.para_test == "there/quora-test-student.csv"
     assert args.para_dev_out == "predictions/para-dev-output.csv"
@@ -307,7 +308,7 @@ def test_a_checkpoint_predicts_what_the_run_predicted(words, tmp_path, monkeypat
         path.unlink()
     [best] = (tmp_path / "runs").glob("*/best.safetensors")
     scores = [line for line in capsys.readouterr().out.splitlines() if "dev acc" in line][-1]
-    monkeypatch.setattr(paraphrase_detection, "fit", no_training)
+    monkeypatch.setattr("engine.task.fit", no_training)
     flags = ["--data_dir", words[1], "--checkpoint", best]  # no --model_size: it is in the file
     call_main(monkeypatch, "paraphrase_detection", *flags)
     assert [path.read_bytes() for path in outputs] == first
@@ -316,18 +317,17 @@ def test_a_checkpoint_predicts_what_the_run_predicted(words, tmp_path, monkeypat
 
 def test_the_model_holds_its_best_epoch_afterwards(words, monkeypatch):
     args = parsed([*words, "--epochs", "3"])
-    args.answer_tokens = [7, 11]
     scores, seen = [0.1, 0.6, 0.3], []
 
-    def scripted(model, loader, device):
+    def scripted(model, loader, device, forward):
         seen.append(model.gpt.final_layer_norm.weight.detach().clone())
         return {"dev_acc": scores[len(seen) - 1], "dev_f1": 0.0}
 
-    monkeypatch.setattr(paraphrase_detection, "evaluate", scripted)
-    model = paraphrase_detection.build_model(args)
-    loaders = build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
-    folder = paraphrase_detection.RunFolder("r", "paraphrase", "x", vars(args))
-    paraphrase_detection.train(args, model, loaders, folder, WORKER)
+    monkeypatch.setattr(TASK, "evaluate", scripted)
+    model, args = TASK.start(args)
+    loaders = TASK.build_loaders(args, load_tokenizer(args.model_size), 512, WORKER)
+    folder = RunFolder("r", "paraphrase", "x", args)
+    train(TASK, args, model, loaders, folder, WORKER)
     same = [torch.equal(model.gpt.final_layer_norm.weight, weight) for weight in seen]
     assert same == [False, True, False]
 
@@ -354,4 +354,4 @@ def test_a_sentiment_file_in_the_place_of_a_quora_file_is_refused(words, tmp_pat
     write("a.csv", sentiment_text(5, 3, labelled=True))
     args = parsed([*words, "--para_train", "a.csv"])
     with pytest.raises(InputError, match=r"a\.csv, line 1: no column sentence1"):
-        build_loaders(args, None, 512, WORKER)
+        TASK.build_loaders(args, None, 512, WORKER)

@@ -19,16 +19,19 @@ from course_files import (
     write,
 )
 
-import sonnet_generation
+from engine import completion
 from engine.batches import IGNORED_LABEL, collate
+from engine.checkpoint import RunFolder
+from engine.completion import complete
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.prediction_files import write_sonnets
 from engine.records import Record, read_sonnets
 from engine.sonnets import split_sonnets
+from engine.task import train
 from evaluation import sonnet_report
 from models.gpt2 import GPT2Model
-from sonnet_generation import SonnetGPT, build_loaders, complete, get_args, loss_fn
+from sonnet_generation import TASK, SonnetGPT
 
 OUTPUTS = ["generated_sonnets.txt", "generated_sonnets_dev.txt"]
 
@@ -53,7 +56,7 @@ def words(tmp_path, monkeypatch, data, model_folder):
 
 
 def parsed(words):
-    return get_args([str(word) for word in words])
+    return TASK.get_args([str(word) for word in words])
 
 
 def prompts_of(*lengths) -> list[Record]:
@@ -68,7 +71,7 @@ def prompts_of(*lengths) -> list[Record]:
 
 
 def test_each_sonnet_ends_with_one_end_token_which_is_learnt(words, model):
-    loaders = build_loaders(parsed(words), model.tokenizer, 512, WORKER)
+    loaders = TASK.build_loaders(parsed(words), model.tokenizer, 512, WORKER)
     end = model.tokenizer.eos_token_id
     for split in ("train", "dev"):
         dataset = loaders[split].dataset
@@ -80,13 +83,13 @@ def test_each_sonnet_ends_with_one_end_token_which_is_learnt(words, model):
     assert ends.tolist() == [1] * len(ends)
     at = (batch["labels"] == end).nonzero()[0]
     logits = torch.zeros(*batch["token_ids"].shape, 400, requires_grad=True)
-    loss_fn(logits, batch).backward()
+    TASK.loss_fn(logits, batch).backward()
     assert logits.grad[at[0], at[1]].abs().sum() > 0
     assert logits.grad[batch["labels"] == IGNORED_LABEL].abs().sum() == 0
 
 
 def test_the_text_that_is_learnt_is_the_sonnet_itself(words, model, data):
-    loaders = build_loaders(parsed(words), model.tokenizer, 512, WORKER)
+    loaders = TASK.build_loaders(parsed(words), model.tokenizer, 512, WORKER)
     decoded = [model.tokenizer.decode(ids[:-1]) for ids in loaders["train"].dataset.token_ids]
     assert decoded == [sonnet.text for sonnet in read_sonnets(data / "sonnets.txt")]
 
@@ -108,13 +111,13 @@ def test_more_padding_changes_neither_loss_nor_gradient(model):
     results = []
     for b in (batch, longer):
         model.zero_grad()
-        loss = loss_fn(model(b["token_ids"], b["attention_mask"]), b)
+        loss = TASK.loss_fn(model(b["token_ids"], b["attention_mask"]), b)
         loss.backward()
         results.append((loss.detach(), model.gpt.word_embedding.weight.grad.clone()))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-6)
     alone = sum(
-        loss_fn(model(b["token_ids"], b["attention_mask"]), b)
+        TASK.loss_fn(model(b["token_ids"], b["attention_mask"]), b)
         for b in (collate([example]) for example in examples)
     )
     torch.testing.assert_close(alone.detach(), results[0][0], rtol=1e-6, atol=1e-6)
@@ -189,17 +192,17 @@ def scripted_run(words, monkeypatch, losses, *flags) -> tuple[int, list[bool]]:
     """Train while `evaluate` says `losses`: epochs run, and whose weights the model holds."""
     seen = []
 
-    def scripted(model, loader, device):
+    def scripted(model, loader, device, forward):
         seen.append(model.gpt.final_layer_norm.weight.detach().clone())
         loss = losses[len(seen) - 1]
         return {"dev_loss": loss, "dev_perplexity": -loss}  # the wrong figure says the opposite
 
     args = parsed([*words, "--epochs", len(losses), "--lr", "1e-3", *flags])
-    monkeypatch.setattr(sonnet_generation, "evaluate", scripted)
-    model = sonnet_generation.build_model(args)
-    loaders = build_loaders(args, model.tokenizer, 512, WORKER)
-    folder = sonnet_generation.RunFolder("r", "sonnet", "x", vars(args))
-    sonnet_generation.train(args, model, loaders, folder, WORKER)
+    monkeypatch.setattr(TASK, "evaluate", scripted)
+    model, args = TASK.start(args)
+    loaders = TASK.build_loaders(args, model.tokenizer, 512, WORKER)
+    folder = RunFolder("r", "sonnet", "x", args)
+    train(TASK, args, model, loaders, folder, WORKER)
     return len(seen), [torch.equal(model.gpt.final_layer_norm.weight, w) for w in seen]
 
 
@@ -273,7 +276,7 @@ def test_prompts_are_three_lines_and_end_in_a_newline(model, monkeypatch):
         seen.extend(model.tokenizer.decode(row[:n]) for row, n in rows)
         return list(input_ids)
 
-    monkeypatch.setattr(sonnet_generation, "generate", spy)
+    monkeypatch.setattr(completion, "generate", spy)
     prompts = [Record("1", "one\ntwo\n  three"), Record("2", "one\ntwo\nthree\nfour\nfive")]
     prompts += [Record("3", "one\n\ntwo\n \nthree\n\nfour"), Record("4", "one")]
     complete(model, prompts, parsed([]))
@@ -308,7 +311,7 @@ def test_the_seed_alone_decides_the_draws(model):
 
 @pytest.mark.parametrize("most", [1, 7])
 def test_no_more_than_max_new_tokens_are_added(model, monkeypatch, most):
-    added, generate = [], sonnet_generation.generate
+    added, generate = [], completion.generate
 
     def spy(gpt, input_ids, attention_mask, **how):
         rows = generate(gpt, input_ids, attention_mask, **how)
@@ -316,7 +319,7 @@ def test_no_more_than_max_new_tokens_are_added(model, monkeypatch, most):
         added.extend(len(row) - int(n) for row, n in zip(rows, lengths, strict=True))
         return rows
 
-    monkeypatch.setattr(sonnet_generation, "generate", spy)
+    monkeypatch.setattr(completion, "generate", spy)
     complete(model, prompts_of(0, 5, 2), parsed(["--max_new_tokens", str(most)]))
     assert len(added) == 3 and max(added) == most
 
@@ -340,7 +343,7 @@ def test_temperature_and_top_p_reach_the_draw(model):
 
 
 def test_the_course_s_flags_have_the_course_s_defaults():
-    args = vars(get_args([]))
+    args = vars(TASK.get_args([]))
     course = {
         "sonnet_path": "data/sonnets.txt",
         "held_out_sonnet_path": "data/sonnets_held_out.txt",
@@ -397,7 +400,7 @@ def test_a_checkpoint_generates_what_the_run_generated(words, tmp_path, monkeypa
     for path in outputs:
         path.unlink()
     [best] = (tmp_path / "runs").glob("*/best.safetensors")
-    monkeypatch.setattr(sonnet_generation, "fit", no_training)
+    monkeypatch.setattr("engine.task.fit", no_training)
     flags = ["--data_dir", words[1], "--max_new_tokens", "12", "--checkpoint", best]
     call_main(monkeypatch, "sonnet_generation", *flags)
     assert [path.read_bytes() for path in outputs] == first
@@ -428,7 +431,7 @@ def test_gold_sonnets_that_do_not_fit_the_dev_prompts_are_refused_before_trainin
     words, tmp_path, monkeypatch, capsys
 ):
     write("gold.txt", sonnets_text(range(132, 135), seed=1))  # three, for four prompts
-    monkeypatch.setattr(sonnet_generation, "fit", no_training)
+    monkeypatch.setattr("engine.task.fit", no_training)
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, "sonnet_generation", *words, "--dev_gold_path", "gold.txt")
     assert stop.value.code == 2
@@ -471,8 +474,8 @@ def test_prompts_of_one_line_and_their_continuations_are_scored(words, data, mon
 def test_a_sonnet_longer_than_the_model_s_positions_keeps_its_first_tokens_and_no_end(
     words, model, data, capsys
 ):
-    whole = build_loaders(parsed(words), model.tokenizer, 512, WORKER)["train"].dataset
-    cut = build_loaders(parsed(words), model.tokenizer, 20, WORKER)["train"].dataset
+    whole = TASK.build_loaders(parsed(words), model.tokenizer, 512, WORKER)["train"].dataset
+    cut = TASK.build_loaders(parsed(words), model.tokenizer, 20, WORKER)["train"].dataset
     assert cut.token_ids == [ids[:20] for ids in whole.token_ids]
     assert all(
         labels == [*ids[1:], IGNORED_LABEL]

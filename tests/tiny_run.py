@@ -12,6 +12,7 @@ import classifier
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
+from engine.settings import Settings
 from engine.training import FitOptions, Trainer, fit
 
 TOKENS, LABELS = 20, 3
@@ -107,7 +108,7 @@ def tiny_classifier(dropout: float = 0.0) -> classifier.GPT2SentimentClassifier:
 
 
 def folder(root, settings=None) -> RunFolder:
-    return RunFolder(root, "tiny", "run", settings or {})
+    return RunFolder(root, "tiny", "run", Settings(settings or {}))
 
 
 def weights(model) -> dict[str, torch.Tensor]:

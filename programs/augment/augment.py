@@ -23,7 +23,7 @@ import csv
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,16 +34,14 @@ from engine.files import atomic_path, atomic_write, check_writable
 
 from tqdm import tqdm
 
+from engine.classification import ClassificationTask
 from engine.flags import check_range
 from engine.records import (
-    NUM_LABELS,
     data_file,
-    read_pairs,
-    read_sentiment,
-    read_sonnets,
     read_table,
     read_text,
 )
+from engine.task import Task
 from programs.augment.leak_check import HeldOut, texts_of
 from programs.augment.text import (
     BY_NEIGHBORS,
@@ -54,59 +52,35 @@ from programs.augment.text import (
     hard_negatives,
     symmetric,
 )
+from programs.tasks import TASKS
 
 SHOWN = 20  # lines told of one file
 
 
-@dataclass(frozen=True)
-class Task:
-    """A task's files, and the columns of its training file."""
-
-    train: str
-    held_out: tuple[str, ...]
-    columns: tuple[str, ...] = ()
-    labels: int = 0
-    methods: tuple[str, ...] = ()
-    program: str = ""
+PAIR_METHODS = ("deletion", "swap", "symmetric", "hard_negatives")
+HELD_OUT = {"sonnet": ("gold", "dev", "test")}  # splits; of other tasks dev and test
 
 
-TASKS = {
-    name: Task(
-        train=data_file(name, "train"),
-        held_out=(data_file(name, "dev"), data_file(name, "test")),
-        columns=("id", "sentence", "sentiment"),
-        labels=labels,
-        methods=tuple(EDA),
-        program=f"classifier.py --dataset {name}",
-    )
-    for name, labels in NUM_LABELS.items()
-}
-TASKS["paraphrase"] = Task(
-    train=data_file("paraphrase", "train"),
-    held_out=(data_file("paraphrase", "dev"), data_file("paraphrase", "test")),
-    columns=("id", "sentence1", "sentence2", "is_duplicate"),
-    methods=("deletion", "swap", "symmetric", "hard_negatives"),
-    program="paraphrase_detection.py",
-)
-TASKS["sonnet"] = Task(
-    train=data_file("sonnet", "train"),
-    held_out=tuple(data_file("sonnet", split) for split in ("gold", "dev", "test")),
-)
+def methods_of(task: Task) -> tuple[str, ...]:
+    """The ways to make new rows of this task's training file."""
+    if not isinstance(task, ClassificationTask):
+        return ()
+    return PAIR_METHODS if task.name == "paraphrase" else tuple(EDA)
+
+
+def held_out_files(name: str) -> list[str]:
+    return [data_file(name, split) for split in HELD_OUT.get(name, ("dev", "test"))]
 
 
 def read(args, path, *, labelled: bool = True) -> list:
     """The records of a file of this task."""
-    if args.task == "sonnet":
-        return read_sonnets(path)
-    if args.task == "paraphrase":
-        return read_pairs(path, labelled=labelled).records
-    return read_sentiment(path, TASKS[args.task].labels if labelled else None)
+    return TASKS[args.task].read(path, labelled=labelled, say=lambda message: None)
 
 
 def held_out(args, training: list) -> HeldOut:
     """What must not be said: dev and test, less what training says anyway."""
     found = HeldOut(args.ngram)
-    for name in TASKS[args.task].held_out:
+    for name in held_out_files(args.task):
         path = Path(args.data_dir) / name
         if name.startswith("TRUE_") and not path.exists():
             continue  # the dev sonnets' full text, which the tasks do without, too
@@ -187,7 +161,7 @@ def write_rows(path, columns: tuple[str, ...], records: list) -> None:
     """A training file in the course's format."""
     with atomic_write(path) as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["", *columns])
+        writer.writerow(["", "id", *columns])
         for i, record in enumerate(records):
             writer.writerow([i, record.sent_id, *texts_of(record), record.label])
 
@@ -195,39 +169,38 @@ def write_rows(path, columns: tuple[str, ...], records: list) -> None:
 def augment(args) -> list[str]:
     """Write the folder; what to say about it."""
     task, out = TASKS[args.task], Path(args.out_dir)
+    name = data_file(args.task, "train")
     if out.resolve() == Path(args.data_dir).resolve():
         raise InputError(f"--out_dir {out}: the data's own folder, expected another one")
-    check_writable(out / task.train)
-    training = read(args, Path(args.data_dir) / task.train)
+    check_writable(out / name)
+    training = read(args, Path(args.data_dir) / name)
     held = held_out(args, training)
     extra = read_extra(args, held)
     rows, said = new_rows(args, training, held)
     if args.extra:
         said.append(f"{args.extra}: {len(extra):,} rows, none of which stands in dev or test")
     everything = [*training, *rows, *extra]
-    for name in task.held_out:  # before train: it is there only when all is
-        with atomic_path(out / name) as path:
-            shutil.copyfile(Path(args.data_dir) / name, path)
-    write_rows(out / task.train, task.columns, everything)
-    said.append(
-        f"{out / task.train}: {len(everything):,} rows, {len(training):,} of them as before"
-    )
-    return [*said, f"next: python {task.program} --data_dir {out} --use_gpu"]
+    for other in held_out_files(args.task):  # before train: it is there only when all is
+        with atomic_path(out / other) as path:
+            shutil.copyfile(Path(args.data_dir) / other, path)
+    write_rows(out / name, task.columns, everything)
+    said.append(f"{out / name}: {len(everything):,} rows, {len(training):,} of them as before")
+    return [*said, f"next: python {' '.join(task.command)} --data_dir {out} --use_gpu"]
 
 
 def check(args) -> list[str]:
     """Compare plain texts with dev and test."""
-    held = held_out(args, read(args, Path(args.data_dir) / TASKS[args.task].train))
+    held = held_out(args, read(args, Path(args.data_dir) / data_file(args.task, "train")))
     for path in args.check:
         refuse(path, held.leaks_of_text(read_text(path)), held)
-    where = ", ".join(TASKS[args.task].held_out)
+    where = ", ".join(held_out_files(args.task))
     return [f"{', '.join(args.check)}: no {held.n} words running that stand in {where}"]
 
 
 def get_args(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
-    methods = list(dict.fromkeys(name for task in TASKS.values() for name in task.methods))
+    methods = list(dict.fromkeys(name for task in TASKS.values() for name in methods_of(task)))
     parser.add_argument("--methods", nargs="+", choices=methods, default=[])
     parser.add_argument("--extra", metavar="FILE", help="more rows, in the training file's format")
     parser.add_argument("--check", nargs="+", metavar="FILE", help="texts to compare, no more")
@@ -243,11 +216,11 @@ def get_args(argv=None):
         check_range(args, name, low, high)
     for name in ("copies", "ngram"):
         check_range(args, name, 1)
-    unfit = [name for name in args.methods if name not in TASKS[args.task].methods]
+    unfit = [name for name in args.methods if name not in methods_of(TASKS[args.task])]
     if unfit:
         raise InputError(
             f"--methods {', '.join(unfit)}: not for {args.task}, which has: "
-            f"{', '.join(TASKS[args.task].methods) or 'none, only --check'}"
+            f"{', '.join(methods_of(TASKS[args.task])) or 'none, only --check'}"
         )
     if args.task == "sonnet" and args.extra:
         raise InputError("--extra: not for sonnets: --check the file, then append it by hand")

@@ -36,24 +36,18 @@ from engine.parallel import seed_everything
 import torch
 
 from engine.batches import collate
-from engine.checkpoint import load_model
-from engine.flags import add_data_dir, check_range, mark_limited_outputs
+from engine.completion import prompt_dataset, read_prompts
+from engine.flags import add_data_dir, check_range, with_limited_outputs
 from engine.parallel import joined_worker
 from engine.prediction_files import write_record, write_sonnets
 from engine.records import Record, read_sonnets
+from engine.settings import Settings
+from engine.sonnets import dev_gold, random_lines
 from evaluation import report_table, sonnet_report
 from programs.decoding import sonnet_form
 from programs.decoding.strategies import STRATEGIES, Job, Sonnet, Strategy, load_strategy
 from programs.unfinished_work import Unfinished, digest, weights_digest
-from sonnet_generation import (
-    TASK,
-    add_paths,
-    build_model,
-    dev_gold,
-    prompt_dataset,
-    random_lines,
-    read_prompts,
-)
+from sonnet_generation import TASK, add_paths
 
 DECISIVE = ("strategy", "seed", "max_new_tokens", "batch_size")  # flags: of the texts, all of them
 
@@ -141,9 +135,9 @@ def start_work(args, model, prompts: dict, known) -> Unfinished:
 
 def start_model(args, device):
     if args.checkpoint:
-        model, _ = load_model(args.checkpoint, TASK, build_model)
+        model, _ = TASK.load(args.checkpoint)
     else:
-        model = build_model(args)
+        model, _ = TASK.start(args)
     return model.to(device)
 
 
@@ -164,20 +158,20 @@ def run(args, worker, say) -> None:
     else:
         say(f"after an interruption, --resume goes on from {work.path}")
     rows = {}
-    for path, records in prompts.items():
-        is_dev = path == args.dev_sonnet_out
+    for split, path in TASK.outputs(args).items():
+        records = prompts[split]
         for flag, strategy in strategies.items():
-            in_parts = partial(work.made, f"{flag}, {'dev' if is_dev else 'held-out'}")
+            in_parts = partial(work.made, f"{flag}, {split}")
             sonnets = complete(model, records, strategy, args, known=known, in_parts=in_parts)
             write_sonnets(outputs[path][flag], sonnets)
             say(f"{len(sonnets)} sonnets by {flag} are in {outputs[path][flag]}")
-            if is_dev and gold:
+            if split == "dev" and gold:
                 rows[flag] = report(sonnets, gold, records)
             figures = {"chrF": rows[flag]["chrf"]} if flag in rows else {}
             if args.checkpoint:
                 write_record(args.checkpoint, outputs[path][flag], args, figures)
     if gold:
-        dev = prompts[args.dev_sonnet_out]
+        dev = prompts["dev"]
         for name, texts in (("random lines", random_lines(args, dev)), ("the poet's own", gold)):
             rows[name] = report(texts, gold, dev)
         say(report_table(rows))
@@ -208,14 +202,13 @@ def get_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=12, help="prompts at once, kept together")
     parser.add_argument("--limit", type=int, help="use the first N prompts of each file")
     add_data_dir(parser)
-    args = parser.parse_args(argv)
-    args.extension = []
-    args.strategy = list(dict.fromkeys(args.strategy or ["sample"]))
+    args = Settings.parse(parser, argv)
+    strategies = list(dict.fromkeys(args.strategy or ["sample"]))
+    args = args.replace(extension=[], strategy=strategies)
     for name in ("max_new_tokens", "batch_size", "limit"):
         check_range(args, name, 1)
     check_range(args, "seed", 0, 2**32 - 1)
-    mark_limited_outputs(args, parser)
-    return args
+    return with_limited_outputs(args)
 
 
 @command

@@ -5,24 +5,22 @@ there: an interrupted run takes them over. As soon as pairs-train.jsonl and pair
 whole it goes, and a resumed run trains on these, the very numbers that it has seen before.
 """
 
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
 import paraphrase_detection
-import sonnet_generation
 from engine.batches import LengthBuckets, batch_loader, to_device
 from engine.checkpoint import RunFolder
+from engine.completion import complete
 from engine.errors import InputError
 from engine.hub import load_tokenizer
 from engine.parallel import Worker, wait_for_main
-from engine.records import Record, read_pairs
+from engine.records import Record
 from engine.sonnets import split_sonnets
 from programs.dpo.batches import PairDataset, TextPairs, WordPairs
 from programs.dpo.losses import Objective
@@ -62,8 +60,8 @@ def sample(args, model, sonnets: list[Record], *, name: str, work: Unfinished) -
     """The sonnets' first lines as the model goes on from them; each batch has its own seed."""
 
     def make(some: list[Record], start: int) -> list[str]:
-        own = {"seed": args.seed + start, "held_out_sonnet_path": args.sonnet_path}
-        completed = sonnet_generation.complete(model, some, Namespace(**vars(args) | own))
+        own = args.replace(seed=args.seed + start, held_out_sonnet_path=args.sonnet_path)
+        completed = complete(model, some, own)
         return [sonnet.text for sonnet in completed]
 
     texts = work.made(name, sonnets, size=PROMPTS, make=make)
@@ -72,44 +70,37 @@ def sample(args, model, sonnets: list[Record], *, name: str, work: Unfinished) -
 
 def paraphrase_pairs(args, model, splits, *, work: Unfinished, say) -> dict[str, list[Pair]]:
     """The right word against the wrong one, of every row."""
-    pairs = {}
+    task, pairs = paraphrase_detection.TASK, {}
     for split in splits:
-        path = {"train": args.para_train, "dev": args.para_dev}[split]
-        found = read_pairs(path, labelled=True)
-        if found.dropped:
-            say(f"{path}: incomplete rows are left out: {', '.join(found.dropped)}")
-        records = found.records[: args.limit]
-        prompts = [paraphrase_detection.cloze_prompt(r.sentence1, r.sentence2) for r in records]
-        ids, labels = [r.sent_id for r in records], [r.label for r in records]
+        path = getattr(args, f"para_{split}")
+        rows = task.read(path, labelled=True, say=say)[: args.limit]
+        prompts = [paraphrase_detection.cloze_prompt(r.sentence1, r.sentence2) for r in rows]
+        ids, labels = [r.sent_id for r in rows], [r.label for r in rows]
         pairs[split] = yes_no_pairs(prompts, ids, labels)
     return pairs
 
 
 @dataclass(frozen=True)
-class Task:
-    module: ModuleType
+class Preferences:
+    """How a task's pairs are made and read."""
+
     build_pairs: Callable
     dataset: type[PairDataset]
     files: tuple[str, ...]  # the flags of what pairs are built from
 
 
-TASKS = {
-    "sonnet": Task(
-        sonnet_generation,
-        sonnet_pairs,
-        TextPairs,
-        ("sonnet_path", "held_out_sonnet_path", "dev_gold_path"),
+PREFERENCES = {
+    "sonnet": Preferences(
+        sonnet_pairs, TextPairs, ("sonnet_path", "held_out_sonnet_path", "dev_gold_path")
     ),
-    "paraphrase": Task(
-        paraphrase_detection, paraphrase_pairs, WordPairs, ("para_train", "para_dev")
-    ),
+    "paraphrase": Preferences(paraphrase_pairs, WordPairs, ("para_train", "para_dev")),
 }
 
 
-def prepare_pairs(args, model, folder: RunFolder, worker: Worker) -> dict[str, PairDataset]:
-    """The pairs of train and dev, with log π_ref where it is wanted.
+def prepare_pairs(args, model, folder: RunFolder, worker: Worker):
+    """(pairs, resume): of train and dev, with log π_ref where it is wanted.
 
-    Where nothing was trained yet, args.resume becomes false: training begins.
+    resume: whether training goes on; where nothing was trained yet, it begins.
     """
     paths = {split: folder.path / f"pairs-{split}.jsonl" for split in SPLITS}
     unfinished = folder.path / "pairs-unfinished.jsonl"
@@ -118,8 +109,8 @@ def prepare_pairs(args, model, folder: RunFolder, worker: Worker) -> dict[str, P
     untrained = args.resume and (goes_on or (whole and not folder.last.exists()))
     wait_for_main(worker)  # until all workers have looked
     built = not args.resume or goes_on
-    args.resume = args.resume and not untrained
-    folder.start(args.resume)
+    resume = args.resume and not untrained
+    folder.start(resume)
     datasets = {}
     if worker.is_main and built:
         work = Unfinished(unfinished, facts(args, model, worker), resume=goes_on)
@@ -127,12 +118,13 @@ def prepare_pairs(args, model, folder: RunFolder, worker: Worker) -> dict[str, P
             print(f"resumed: {len(work)} texts and pairs of log-probabilities are there already")
         datasets = keep_pairs(args, model, paths, worker=worker, work=work)
     wait_for_main(worker)
-    return datasets or {split: tokenised(args, model, path) for split, path in paths.items()}
+    datasets = datasets or {split: tokenised(args, model, path) for split, path in paths.items()}
+    return datasets, resume
 
 
 def facts(args, model, worker: Worker) -> dict:
     """What decides the pairs of a run, beside the flags, by which its folder is named."""
-    paths = [getattr(args, name) for name in TASKS[args.task].files] + [args.pairs]
+    paths = [getattr(args, name) for name in PREFERENCES[args.task].files] + [args.pairs]
     data = [Path(path).read_bytes() for path in paths if path and Path(path).is_file()]
     return {
         "model": weights_digest(model),
@@ -177,7 +169,7 @@ def build_pairs(args, model, *, work: Unfinished, say) -> dict[str, list[Pair]]:
     if args.pairs:
         given["train"] = [replace(pair, reference=None) for pair in load_pairs(args.pairs)]
     splits = [split for split in SPLITS if split not in given]
-    pairs = given | TASKS[args.task].build_pairs(args, model, splits, work=work, say=say)
+    pairs = given | PREFERENCES[args.task].build_pairs(args, model, splits, work=work, say=say)
     for split in splits:
         if not pairs[split]:
             raise InputError(f"no pair is left for {split}: give more data or other --kinds")
@@ -217,7 +209,7 @@ def tokenised(args, model, path) -> PairDataset:
     """The pairs of a file, as the model reads them."""
     limit = model.gpt.config.max_position_embeddings
     tokenizer = load_tokenizer(args.model_size)
-    return TASKS[args.task].dataset(load_pairs(path), tokenizer, limit, where=path)
+    return PREFERENCES[args.task].dataset(load_pairs(path), tokenizer, limit, where=path)
 
 
 def make_loader(args, dataset: PairDataset, worker: Worker | None = None):

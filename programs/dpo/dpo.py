@@ -17,9 +17,7 @@ right answers and wrong ones), and in that dropout is off, so that π begins as 
     python -m programs.dpo --task paraphrase --checkpoint runs/paraphrase-…/best.safetensors
 """
 
-from argparse import Namespace
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 
 from engine.errors import InputError, Parser, command
@@ -32,57 +30,61 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-import paraphrase_detection
-import sonnet_generation
 from engine.batches import to_device
-from engine.checkpoint import RunFolder, load_model
+from engine.checkpoint import RunFolder
 from engine.corpus import save_tokenizer
 from engine.extension import Extension, equip, load_extensions
-from engine.flags import add_data_dir, add_fit_arguments, check_fit_flags, check_range, fit_options
-from engine.parallel import Worker, joined_worker
+from engine.flags import (
+    add_data_dir,
+    add_fit_arguments,
+    add_sampling_arguments,
+    check_fit_flags,
+    check_range,
+    check_sampling,
+    fit_options,
+)
+from engine.parallel import Worker, joined_worker, seed_worker
 from engine.records import data_path
+from engine.settings import Settings
 from engine.training import fit
 from programs.dpo.data import (
     KINDS,
-    TASKS,
+    PREFERENCES,
     make_loader,
     objective,
     precision,
     prepare_pairs,
 )
 from programs.dpo.losses import CHOSEN, REJECTED
+from programs.tasks import TASKS
 
 BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
 def start_model(args):
-    """The model to start from; what loading the result needs is noted in args."""
-    module, args.started_with = TASKS[args.task].module, []
+    """(model, args): the model to start from, and what loading the result needs."""
+    task = TASKS[args.task]
     if args.checkpoint:
-        model, settings = load_model(args.checkpoint, args.task, module.build_model)
-        for name in ("model_size", "gpt_config", "answer_tokens"):
-            if hasattr(settings, name):
-                setattr(args, name, getattr(settings, name))
-        args.started_with = settings.extension
+        model, settings = task.load(args.checkpoint)
+        kept = ("model_size", "gpt_config", "answer_tokens")
+        facts = {name: getattr(settings, name) for name in kept if hasattr(settings, name)}
+        args = args.replace(started_with=settings.extension, **facts)
     else:
-        if args.task == "paraphrase":
-            tokenizer = load_tokenizer(args.model_size)
-            args.answer_tokens = paraphrase_detection.answer_tokens(tokenizer)
-        model = module.build_model(Namespace(**vars(args) | {"extension": []}))
-        args.gpt_config = asdict(model.gpt.config)
+        model, settings = task.start(args.replace(extension=[], started_with=[]))
+        args = settings.replace(extension=args.extension)
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-    return model
+    return model, args
 
 
 def run_folder(args, worker: Worker) -> RunFolder:
     """Its settings are those by which the task's own program loads the result."""
-    settings = {**vars(args), "start": args.checkpoint}
-    settings["extension"] = [*args.started_with, *args.extension]
-    for name in ("examples", "pairs_only", "started_with"):
-        del settings[name]
+    left_out = ("examples", "pairs_only", "started_with")
+    kept = {name: value for name, value in vars(args).items() if name not in left_out}
+    kept |= {"start": args.checkpoint, "extension": [*args.started_with, *args.extension]}
     name = f"{args.loss}-{Path(args.model_size).name}"
+    settings = Settings(kept, args.defaults)
     return RunFolder(args.runs_dir, args.task, name, settings, writes=worker.is_main)
 
 
@@ -99,7 +101,7 @@ def extended(args, model, folder: RunFolder) -> list[Extension]:
             tokenizer = load_tokenizer(args.model_size)
             save_gpt2(model.gpt, start, end_token=tokenizer.eos_token_id)
             save_tokenizer(tokenizer, start)
-        folder.settings["model_size"] = str(start)
+        folder.settings = folder.settings.replace(model_size=str(start))
     equip(model, extensions)
     return extensions
 
@@ -145,7 +147,7 @@ def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
         print(f"At the start: {listed}")
     torch.manual_seed(args.seed)
     extensions = extended(args, model, folder)
-    torch.manual_seed(args.seed + worker.rank)
+    seed_worker(args.seed, worker)
     fit(
         model.to(worker.device),
         make_loader(args, pairs["train"], worker),
@@ -162,16 +164,17 @@ def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
 def run(args, worker: Worker) -> None:
     """Build the pairs, look at them, train."""
     seed_everything(args.seed)
-    model = start_model(args).to(worker.device)
+    model, args = start_model(args)
+    model.to(worker.device)
     check_extensions(args)
     folder = run_folder(args, worker)
     if worker.is_main:
         print(f"{args.loss}: beta {args.beta:g}, lr {args.lr:g}, checkpoints in {folder.path}")
-    pairs = prepare_pairs(args, model, folder, worker)
+    pairs, resume = prepare_pairs(args, model, folder, worker)
     if not args.pairs_only:
-        train(args, model, pairs, folder, worker)
+        train(args.replace(resume=resume), model, pairs, folder, worker)
     if worker.is_main:
-        after = f"python {TASKS[args.task].module.__name__}.py --checkpoint {folder.best}"
+        after = f"python {' '.join(TASKS[args.task].command)} --checkpoint {folder.best}"
         if args.pairs_only:
             after = f"python -m programs.dpo … --pairs {folder.path / 'pairs-train.jsonl'}"
         print(f"next: {after}")
@@ -179,7 +182,7 @@ def run(args, worker: Worker) -> None:
 
 def get_args(argv=None):
     parser = Parser(description=__doc__.splitlines()[0], conflict_handler="resolve")
-    parser.add_argument("--task", choices=TASKS, default="sonnet")
+    parser.add_argument("--task", choices=PREFERENCES, default="sonnet")
     parser.add_argument("--loss", choices=BETAS, default="dpo")
     betas = ", ".join(f"{name} {beta:g}" for name, beta in BETAS.items())
     parser.add_argument("--beta", type=float, help=f"ipo: τ, orpo: λ; default: {betas}")
@@ -199,12 +202,12 @@ def get_args(argv=None):
     parser.add_argument("--model_size", default="gpt2", help="to start from, with no --checkpoint")
     add_fit_arguments(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="a best.safetensors to start from")
-    args = parser.parse_args(argv)
+    args = Settings.parse(parser, argv)
     check_fit_flags(args)
-    sonnet_generation.check_sampling(args)
+    check_sampling(args)
     for name in ("examples", "gamma"):
         check_range(args, name, 0)
-    args.beta = BETAS[args.loss] if args.beta is None else args.beta
+    args = args.replace(beta=BETAS[args.loss] if args.beta is None else args.beta)
     if not 0 < args.beta < float("inf"):
         raise InputError(f"--beta {args.beta}: expected a number above 0")
     return args
@@ -212,11 +215,16 @@ def get_args(argv=None):
 
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data, and how sonnets are sampled")
-    sonnet_generation.add_split_paths(group)
+    for flag, split in (
+        ("sonnet_path", "train"),
+        ("held_out_sonnet_path", "test"),
+        ("dev_gold_path", "gold"),
+    ):
+        group.add_argument(f"--{flag}", default=data_path("sonnet", split))
     group.add_argument("--para_train", default=data_path("paraphrase", "train"))
     group.add_argument("--para_dev", default=data_path("paraphrase", "dev"))
     add_data_dir(parser)
-    sonnet_generation.add_sampling(group)
+    add_sampling_arguments(group)
 
 
 @command

@@ -30,48 +30,30 @@ from engine.hub import load_tokenizer
 import torch
 from tqdm import tqdm
 
-import classifier
-import paraphrase_detection
-from engine.batches import TokenDataset, forward_tokens, make_loader, to_device, tokenise
-from engine.checkpoint import load_model, load_tree, save_tree
+from engine.batches import TokenDataset, forward_tokens, make_loader, to_device
+from engine.checkpoint import load_tree, save_tree
+from engine.classification import ClassificationTask
 from engine.flags import check_range
 from engine.parallel import joined_worker
 from engine.prediction_files import (
-    ANSWER_TOKENS,
     CLASSES,
     check_ids,
     read_predictions,
     write_predictions,
     write_record,
 )
-from engine.records import Record, data_file, read_pairs, read_sentiment
+from engine.records import PairRecord, data_file
 from evaluation import report_table
 from programs.ensemble.weights import POOLS, cross_fitted, fit_weights, mean_loss
+from programs.tasks import TASKS
 
-TASKS = (*classifier.NUM_LABELS, paraphrase_detection.TASK)
+CLASSIFICATION = {n: t for n, t in TASKS.items() if isinstance(t, ClassificationTask)}
 
 # -- members ---------------------------------------------------------------------------------------
 
 
-def read_rows(args, split: str) -> list:
-    """The records of the dev file, labelled, or of the test file; rows left out are named."""
-    path, labelled = getattr(args, split), split == "dev"
-    if args.task in classifier.NUM_LABELS:
-        return read_sentiment(path, classifier.NUM_LABELS[args.task] if labelled else None)
-    pairs = read_pairs(path, labelled=labelled)
-    if pairs.dropped:
-        tqdm.write(f"{path}: incomplete rows are left out: {', '.join(pairs.dropped)}")
-    return pairs.records
-
-
-def tokens_shown(tokenizer, rows: list, swapped: bool, limit: int, where) -> list[list[int]]:
-    """What the task shows to its model of each row; swapped: questions in the other order."""
-    if rows and isinstance(rows[0], Record):
-        texts, ids = [row.text for row in rows], [row.sent_id for row in rows]
-        return tokenise(tokenizer, texts, ids, limit, where=where, say=print)
-    if swapped:
-        rows = [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
-    return paraphrase_detection.prompt_tokens(tokenizer, rows, limit, where=where, say=print)
+def swapped_questions(rows: list[PairRecord]) -> list[PairRecord]:
+    return [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
 
 
 @torch.no_grad()
@@ -91,8 +73,8 @@ def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[
 
     What it said before is read from disk.
     """
-    module = classifier if args.task in classifier.NUM_LABELS else paraphrase_detection
-    model, settings = load_model(path, args.task, module.build_model)
+    task = TASKS[args.task]
+    model, settings = task.load(path)
     tokenizer = load_tokenizer(settings.model_size)
     limit = getattr(settings, "max_length", None) or model.gpt.config.max_position_embeddings
     digest = fingerprint(model, settings)
@@ -104,7 +86,8 @@ def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[
         for split, rows in records.items():
             sent_ids = [row.sent_id for row in rows]
             where = getattr(args, split)
-            token_ids = tokens_shown(tokenizer, rows, swapped, limit, where)
+            shown = swapped_questions(rows) if swapped else rows
+            token_ids = task.tokens(tokenizer, shown, limit, where=where, say=print)
             dataset = TokenDataset(token_ids, sent_ids)
             key = hashlib.sha256(f"{digest}{dataset.fingerprint()}".encode()).hexdigest()[:16]
             kept = Path(args.runs_dir) / "ensemble" / f"{args.task}-{split}-{key}.safetensors"
@@ -153,7 +136,11 @@ def predict_together(args, device) -> list[str]:
     outputs = {split: getattr(args, f"{split}_out") for split in args.splits}
     for path in outputs.values():
         check_writable(path)
-    records = {split: read_rows(args, split) for split in outputs}
+    task = TASKS[args.task]
+    records = {
+        split: task.read(getattr(args, split), labelled=split == "dev", say=tqdm.write)
+        for split in outputs
+    }
     found: dict[str, dict] = {}
     paths = sorted(args.checkpoint)  # so that the order of the flags changes no bit
     for path in tqdm(paths, desc="members", leave=False, disable=None):
@@ -167,10 +154,8 @@ def predict_together(args, device) -> list[str]:
     lines = [report(list(found), said["dev"], labels, args.pool, fitted)]
     for split, path in outputs.items():
         classes = POOLS[args.pool](said[split], weights).argmax(dim=-1).tolist()
-        column = "Predicted_Sentiment"
-        if args.task == paraphrase_detection.TASK:
-            column, classes = "Predicted_Is_Paraphrase", [ANSWER_TOKENS[c] for c in classes]
-        write_predictions(path, column, [record.sent_id for record in records[split]], classes)
+        values = [task.classes[label] for label in classes]
+        write_predictions(path, task.column, [row.sent_id for row in records[split]], values)
         write_record(Path(args.runs_dir) / "ensemble", path, args, {"acc": accuracy})
         lines.append(f"{split} predictions, {args.weights} weights, are in {path}")
     if args.weights == "fitted":
@@ -200,7 +185,7 @@ def compare_command(gold, out) -> str:
 
 def get_args(argv=None):
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, help="what the checkpoints were trained for")
+    parser.add_argument("--task", choices=CLASSIFICATION, help="that of the checkpoints")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE")
     parser.add_argument("--weights", choices=("uniform", "fitted"), default="uniform")
     parser.add_argument("--pool", choices=POOLS, default="log")
@@ -221,8 +206,8 @@ def get_args(argv=None):
     if bool(args.vote) == bool(args.checkpoint) or bool(args.vote) != bool(args.out):
         raise InputError("expected either --checkpoint FILE (several times) or --vote FILES --out")
     if args.checkpoint and not args.task:
-        raise InputError(f"--checkpoint: name the task, too: --task {' or '.join(TASKS)}")
-    if args.both_orders and args.task != paraphrase_detection.TASK:
+        raise InputError(f"--checkpoint: name the task, too: --task {' or '.join(CLASSIFICATION)}")
+    if args.both_orders and args.task != "paraphrase":
         raise InputError(f"--both_orders: {args.task or 'a vote'} has no two questions to swap")
     for path, count in Counter([*args.checkpoint, *args.vote]).items():
         if count > 1:

@@ -21,7 +21,6 @@ is written, and how it is used, is as for quantize.py.
 import contextlib
 import hashlib
 import shutil
-from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from engine.checkpoint import load_tree, save_tree
 from engine.corpus import documents
 from engine.flags import check_range
 from engine.parallel import Worker, joined_worker
+from engine.settings import Settings
 from programs.gptq.rounding import Hessian, Options, best_rows
 from programs.quantize.job import Job, open_job, task_flags
 from programs.quantize.linear import LINEARS, Recipe, Rounded
@@ -193,7 +193,7 @@ def blocks(args, job: Job) -> list[list[int]]:
 # -- the program -----------------------------------------------------------------------------------
 
 
-def run(args, own: Namespace, worker: Worker) -> None:
+def run(args, own: Settings, worker: Worker) -> None:
     """Calibrate and round; then all that quantize does with the result."""
     job = open_job(args, own, worker)
     texts = calibration(args, job)

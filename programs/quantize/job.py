@@ -8,33 +8,24 @@ a frozen backbone included: packed integers with their scales, and the rest in f
 import math
 import statistics
 import time
-from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
 
-import classifier
-import paraphrase_detection
-import sonnet_generation
-from engine.checkpoint import (
-    load_model,
-    load_trainable_state,
-    load_tree,
-    save_tree,
-    trainable_state,
-)
+from engine.checkpoint import load_trainable_state, load_tree, save_tree, trainable_state
 from engine.corpus import save_tokenizer
 from engine.errors import InputError
 from engine.files import check_writable
 from engine.flags import length_limit, take_over
 from engine.hub import load_tokenizer, save_gpt2
 from engine.parallel import Worker, seed_everything
+from engine.settings import Settings
+from engine.task import Task
 from extensions.lora import merge
 from programs.quantize.linear import LINEARS, Grid, Recipe, dequantize_model, quantize_model
+from programs.tasks import TASKS
 
 QUANTIZED = "quantized "
 EARLIER_SPELLING = "quantised "  # in files that earlier versions wrote
@@ -42,85 +33,20 @@ ABSORBED = {"lora", "qat"}  # they end up in the weights
 TRAINING_ONLY = {"ema", "swa", "smart"}  # they keep tensors that only training reads
 TIMED_BATCHES, TIMED_ROUNDS = 8, 5
 
-# -- tasks -----------------------------------------------------------------------------------------
+# -- a task's checkpoint ---------------------------------------------------------------------------
 
 
 @dataclass
 class Job:
     """A model, and all that its task needs to evaluate it and to predict."""
 
-    task: str
+    task: Task
     model: nn.Module
-    settings: Namespace  # those that rebuild the model
-    args: Namespace  # the task's flags
+    settings: Settings  # those that rebuild the model
+    args: Settings  # the task's flags
     worker: Worker
     loaders: dict
     made_by: str  # the file of the integers, from which predictions come
-
-    @property
-    def module(self) -> ModuleType:
-        return TASKS[self.task].module
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task's program, and how its functions are called."""
-
-    module: ModuleType
-    build_loaders: Callable  # (args, model, worker)
-    test: Callable  # (job)
-    outputs: Callable  # (args) -> the files that `test` writes
-    flags: tuple[str, ...] = ()
-
-
-def sentiment(name: str) -> Task:
-    def build_loaders(args, model, worker):
-        tokenizer = load_tokenizer(args.model_size)
-        return classifier.build_loaders(args, name, tokenizer, length_limit(args, model), worker)
-
-    return Task(
-        classifier,
-        build_loaders,
-        test=lambda job: classifier.test(
-            job.args, job.model, name, job.loaders, job.worker, job.made_by
-        ),
-        outputs=lambda args: classifier.output_paths(args, name).values(),
-        flags=("--dataset", name),
-    )
-
-
-def paraphrase_loaders(args, model, worker):
-    tokenizer = load_tokenizer(args.model_size)
-    return paraphrase_detection.build_loaders(args, tokenizer, length_limit(args, model), worker)
-
-
-def sonnet_loaders(args, model, worker):
-    limit = length_limit(args, model)
-    return sonnet_generation.build_loaders(args, model.tokenizer, limit, worker)
-
-
-def sonnet_test(job: Job) -> None:
-    prompts = sonnet_generation.read_prompts(job.args, job.model)
-    sonnet_generation.test(job.args, job.model, prompts, job.worker, job.made_by)
-
-
-TASKS = {
-    **{name: sentiment(name) for name in classifier.NUM_LABELS},
-    "paraphrase": Task(
-        paraphrase_detection,
-        paraphrase_loaders,
-        lambda job: paraphrase_detection.test(
-            job.args, job.model, job.loaders, job.worker, job.made_by
-        ),
-        lambda args: (args.para_dev_out, args.para_test_out),
-    ),
-    "sonnet": Task(
-        sonnet_generation,
-        sonnet_loaders,
-        sonnet_test,
-        lambda args: (args.sonnet_out, args.dev_sonnet_out),
-    ),
-}
 
 
 def own_name(task: str) -> str:
@@ -128,61 +54,61 @@ def own_name(task: str) -> str:
     return task.removeprefix(QUANTIZED).removeprefix(EARLIER_SPELLING)
 
 
-def task_of(path, packed: bool) -> str:
+def task_of(path, packed: bool) -> Task:
     """The task that a checkpoint is of; packed: whether it should hold integers."""
     stored = str(load_tree(path, only="task").get("task"))
-    task = own_name(stored)
-    if task != stored and not packed:
+    name = own_name(stored)
+    if name != stored and not packed:
         raise InputError(
             f"{path}: quantized already, expected a best.safetensors: use it as it is by "
             f"--quantized, or give the checkpoint that it was made of"
         )
-    if packed and task == stored:
+    if packed and name == stored:
         raise InputError(f"{path}: no file of integers: give it by --checkpoint to quantize it")
-    if task not in TASKS:
-        raise InputError(f"{path}: of task {task!r}, expected one of {', '.join(TASKS)}")
-    return task
+    if name not in TASKS:
+        raise InputError(f"{path}: of task {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]
 
 
-def task_flags(args) -> Namespace:
+def task_flags(args) -> Settings:
     """What is left of the command line, read by the task's own parser; all outputs are checked."""
     path = args.quantized or args.checkpoint
-    task = TASKS[task_of(path, packed=args.quantized is not None)]
-    own = task.module.get_args([*args.rest, *task.flags, "--checkpoint", str(path)])
+    task = task_of(path, packed=args.quantized is not None)
+    _, *chosen = task.command
+    own = task.get_args([*args.rest, *chosen, "--checkpoint", str(path)])
     for output in filter(None, (args.out, args.report, args.dequantized)):
         if Path(output).resolve() == Path(path).resolve():
             raise InputError(f"{output}: it would replace what is read: choose another file")
         check_writable(output)
-    for output in task.outputs(own) if args.predict else ():
+    for output in task.outputs(own).values() if args.predict else ():
         check_writable(output)
     return own
 
 
-def open_job(args, own: Namespace, worker: Worker) -> Job:
+def open_job(args, own: Settings, worker: Worker) -> Job:
     """The model, adapters absorbed, on its device, and its loaders."""
     if worker.count > 1:
         raise InputError(f"{worker.count} processes, expected one: start it without torchrun")
     seed_everything(own.seed)
+    task = task_of(args.quantized or args.checkpoint, packed=args.quantized is not None)
     if args.quantized:
-        name = task_of(args.quantized, packed=True)
         model, settings = load_quantized(args.quantized)
     else:
-        name = task_of(args.checkpoint, packed=False)
-        model, settings = load_plain(args.checkpoint, name)
-    take_over(own, settings)
+        model, settings = load_plain(args.checkpoint, task)
+    own = take_over(own, settings)
     model.to(worker.device).eval()
-    loaders = TASKS[name].build_loaders(own, model, worker)
-    return Job(name, model, settings, own, worker, loaders, args.quantized or args.out)
+    tokenizer, limit = load_tokenizer(own.model_size), length_limit(own, model)
+    loaders = task.build_loaders(own, tokenizer, limit, worker)
+    return Job(task, model, settings, own, worker, loaders, args.quantized or args.out)
 
 
-def load_plain(path, task: str):
+def load_plain(path, task: Task):
     """(model, settings) of a task's checkpoint, without adapters."""
-    build_model = TASKS[task].module.build_model
-    return absorbed(*load_model(path, task, build_model), build_model)
+    return absorbed(*task.load(path), task)
 
 
 @torch.no_grad()
-def absorbed(model, settings: Namespace, build_model: Callable):
+def absorbed(model, settings: Settings, task: Task):
     """(model, settings) without adapters: the same outputs from plain linears.
 
     LoRA's products join their matrices; Quadapter's α joins a normalisation, and 1/α what reads it.
@@ -200,8 +126,8 @@ def absorbed(model, settings: Namespace, build_model: Callable):
         for name in linears:
             layer.get_submodule(name).weight.div_(alpha)
     state = model.state_dict()
-    settings = Namespace(**vars(settings) | {"extension": kept})
-    plain = build_model(settings, pretrained=False)
+    settings = settings.replace(extension=kept)
+    plain = task.build_model(settings, pretrained=False)
     plain.load_state_dict({name: state[name] for name in plain.state_dict()})
     return plain.train(model.training), settings
 
@@ -226,7 +152,7 @@ def _scaled(layer) -> list[tuple]:
 def save_quantized(path, job: Job, recipe: Recipe) -> None:
     """Write the model as it is: integers where the recipe has them, the rest in floating point."""
     tree = {
-        "task": QUANTIZED + job.task,
+        "task": QUANTIZED + job.task.name,
         "settings": vars(job.settings),
         "recipe": asdict(recipe),
         "model": job.model.state_dict(),
@@ -237,10 +163,9 @@ def save_quantized(path, job: Job, recipe: Recipe) -> None:
 def load_quantized(path):
     """(model, settings) of a file of integers; they stay packed in memory, too."""
     tree = load_tree(path)
-    facts, settings = tree["recipe"], Namespace(**tree["settings"])
+    facts, settings = tree["recipe"], Settings(tree["settings"])
     recipe = Recipe(**facts | {"grid": Grid(**facts["grid"])})
-    module = TASKS[own_name(tree["task"])].module
-    model = module.build_model(settings, pretrained=False)
+    model = TASKS[own_name(tree["task"])].build_model(settings, pretrained=False)
     quantize_model(model.gpt, recipe, empty=True)
     model.requires_grad_(True)  # so that all of it is checked and filled
     load_trainable_state(model, tree["model"], path)
@@ -254,7 +179,7 @@ def save_dequantized(path, job: Job) -> None:
     A frozen backbone is no part of such a file: it goes into a folder beside it, in HuggingFace's
     format, which the checkpoint's `model_size` then names.
     """
-    model, settings = job.module.build_model(job.settings, pretrained=False), vars(job.settings)
+    model, settings = job.task.build_model(job.settings, pretrained=False), vars(job.settings)
     dequantize_model(job.model)
     model.load_state_dict(job.model.state_dict())
     if not model.gpt.word_embedding.weight.requires_grad:
@@ -264,14 +189,14 @@ def save_dequantized(path, job: Job) -> None:
         save_tokenizer(tokenizer, folder)
         settings = settings | {"model_size": str(folder)}
     state = trainable_state(model)
-    save_tree(path, {"task": job.task, "settings": settings, "metrics": {}, "model": state})
+    save_tree(path, {"task": job.task.name, "settings": settings, "metrics": {}, "model": state})
 
 
 # -- figures ---------------------------------------------------------------------------------------
 
 
 def dev_figures(job: Job) -> dict[str, float]:
-    return job.module.evaluate(job.model, job.loaders["dev"], job.worker.device)
+    return job.task.evaluate(job.model, job.loaders["dev"], job.worker.device)
 
 
 def seconds_in_turn(job: Job, models: list[nn.Module]) -> tuple[int, list[float]]:
@@ -285,7 +210,7 @@ def seconds_in_turn(job: Job, models: list[nn.Module]) -> tuple[int, list[float]
     for number in range(1 + TIMED_ROUNDS):
         for model, passes in zip(models, seconds, strict=True):
             started = time.perf_counter()
-            job.module.evaluate(model, batches, job.worker.device)  # ends with numbers on the CPU
+            job.task.evaluate(model, batches, job.worker.device)  # ends with numbers on the CPU
             if number:
                 passes.append(time.perf_counter() - started)
     return sum(len(batch["sent_ids"]) for batch in batches), list(map(statistics.median, seconds))

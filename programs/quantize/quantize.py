@@ -18,7 +18,6 @@ the paper in that no operations are fused, and in that nothing is distilled.
 """
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 from engine.errors import InputError, Parser, command
@@ -27,9 +26,9 @@ from engine.files import atomic_write
 # isort: split
 
 from engine.parallel import Worker, joined_worker
+from engine.settings import Settings
 from extensions.qat import UNROUNDED
 from programs.quantize.job import (
-    TASKS,
     Job,
     dev_figures,
     listed,
@@ -46,7 +45,7 @@ from programs.quantize.linear import INT8, Grid, Recipe, quantize_model, tensor_
 GROUP_SIZE = 64  # where there are fewer bits than 8
 
 
-def run(args, own: Namespace, worker: Worker) -> None:
+def run(args, own: Settings, worker: Worker) -> None:
     """Round to nearest, or use what was rounded before."""
     job = open_job(args, own, worker)
     if args.quantized:
@@ -88,11 +87,10 @@ def quantize(args, job: Job, method) -> None:
 def use(args, job: Job) -> None:
     """Predict, and write plain weights, as asked for."""
     if args.predict:
-        TASKS[job.task].test(job)
+        job.task.test(job.args, job.model, job.loaders, job.worker, job.made_by)
     if args.dequantized:
         save_dequantized(args.dequantized, job)
-        words = " ".join([*TASKS[job.task].flags, "--checkpoint", args.dequantized])
-        print(f"next: python {job.module.__name__}.py {words}")
+        print(f"next: python {' '.join(job.task.command)} --checkpoint {args.dequantized}")
 
 
 # -- flags -----------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from engine.extension import load_extensions
 from engine.flags import check_range
 from programs.search.space import parse_space, probes, words_of
 from programs.search.study import ended, open_study, retry_interrupted, sampler_seed
-from programs.search.trial import TASKS, TrialFailed, run_trial
+from programs.search.trial import PROGRAMS, WITHOUT_TEST, TrialFailed, run_trial
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
 FAILURES = 3  # in a row, before anything worked: then something else is wrong
@@ -131,11 +131,11 @@ def plot(shares: dict[str, float], path: Path, metric: str) -> None:
 
 def check_space(args) -> None:
     """Try the space out on the task's own flags, so that a typo is said now."""
-    module = TASKS[args.program].module
+    task = PROGRAMS[args.program]
     for probe in probes(args.parsed_space):
         words = words_of(args.parsed_space, probe)
         try:
-            load_extensions(module.get_args([*args.fixed, *words]).extension)
+            load_extensions(task.get_args([*args.fixed, *words]).extension)
         except InputError as error:
             given = shlex.join([*args.fixed, *words])
             raise InputError(f"{args.program}: it does not take {given}: {error}") from error
@@ -163,11 +163,13 @@ def get_args(argv=None):
     check_range(args, "seed", 0)
     program, *args.fixed = words[cut + 1 :] or [""]
     args.program = Path(program).name
-    if args.program not in TASKS:
-        raise InputError(f"expected at the end: -- PROGRAM.py and its flags, one of {list(TASKS)}")
+    if args.program not in PROGRAMS:
+        raise InputError(
+            f"expected at the end: -- PROGRAM.py and its flags, one of {list(PROGRAMS)}"
+        )
     args.parsed_space = parse_space(args.space)
     check_space(args)
-    args.metric = args.metric or TASKS[args.program].metric
+    args.metric = args.metric or PROGRAMS[args.program].metric
     args.minimize = any(word in args.metric for word in ("loss", "perplexity"))
     key = json.dumps([args.fixed, args.space, args.metric, args.seed]).encode()
     default = f"{Path(args.program).stem}-{hashlib.sha256(key).hexdigest()[:8]}"
@@ -180,15 +182,14 @@ def get_args(argv=None):
 def prepare(args) -> None:
     """The folder of the study with its stand-ins; what would fail later fails now."""
     optional("optuna", "search")
-    task = TASKS[args.program]
-    parsed = task.module.get_args(args.fixed)
+    parsed = PROGRAMS[args.program].get_args(args.fixed)
     for name in ("checkpoint", "resume"):
         if getattr(parsed, name):
             raise InputError(f"--{name}: a trial trains anew: leave it out")
     check_writable(args.folder / "importance.png")
     args.stand_in_folder = args.folder.resolve() / f"data-{socket.gethostname()}-{os.getpid()}"
     args.stand_in_folder.mkdir(exist_ok=True)
-    args.stand_in = task.without_test(parsed, args.stand_in_folder)
+    args.stand_in = WITHOUT_TEST[args.program](parsed, args.stand_in_folder)
 
 
 @command

@@ -12,21 +12,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
-import classifier
-import paraphrase_detection
-import sonnet_generation
 from engine.errors import InputError
 from engine.files import ROOT, atomic_write
 from engine.records import data_file, missing, read_sonnets
 from engine.sonnets import opening, prompt_text
 from programs.search.space import words_of
+from programs.tasks import TASKS
 
-PROGRAMS = ROOT  # the folder of the tasks' programs
+FOLDER = ROOT  # of the tasks' programs
 POLL = 0.5  # seconds between looks at a run's figures
 # Sonnet 138 of the course's dev sonnets is prompt 155, too, and so left out by the task: that is
 # known here by a hash of the letters of its first three lines, since the prompts are not read.
@@ -80,25 +75,12 @@ def _write(path: Path, text: str) -> None:
         file.write(text)
 
 
-@dataclass(frozen=True)
-class Task:
-    """A program: its dev figure, its flags for predictions, and how it does without test files."""
-
-    module: ModuleType
-    metric: str
-    outputs: tuple[str, str]
-    without_test: Callable
-
-
-TASKS = {
-    "classifier.py": Task(classifier, "dev_acc", ("dev_out", "test_out"), sentiment_without_test),
-    "paraphrase_detection.py": Task(
-        paraphrase_detection, "dev_acc", ("para_dev_out", "para_test_out"), pairs_without_test
-    ),
-    "sonnet_generation.py": Task(
-        sonnet_generation, "dev_loss", ("dev_sonnet_out", "sonnet_out"), sonnets_without_test
-    ),
+WITHOUT_TEST = {  # the flags by which a program does without test files
+    "classifier.py": sentiment_without_test,
+    "paraphrase_detection.py": pairs_without_test,
+    "sonnet_generation.py": sonnets_without_test,
 }
+PROGRAMS = {task.command[0]: task for task in TASKS.values()}  # each by one of its tasks
 
 # -- one trial -------------------------------------------------------------------------------------
 
@@ -121,10 +103,9 @@ def figures(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 def started(args, words: list[str], folder: Path, log) -> subprocess.Popen:
     """The task's program with all its flags; what it writes goes below the folder."""
-    outputs = [
-        word for name in TASKS[args.program].outputs for word in (f"--{name}", folder / name)
-    ]
-    program = [sys.executable, str(PROGRAMS / args.program)]
+    names = PROGRAMS[args.program].output_flags
+    outputs = [word for name in names for word in (f"--{name}", folder / name)]
+    program = [sys.executable, str(FOLDER / args.program)]
     every = [*program, *args.fixed, *words, *args.stand_in, "--runs_dir", folder, *outputs]
     return subprocess.Popen(
         list(map(str, every)), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT

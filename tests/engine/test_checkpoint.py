@@ -24,6 +24,7 @@ from engine.checkpoint import (
     trainable_state,
 )
 from engine.errors import InputError
+from engine.settings import Settings
 
 HISTORY = [
     {"epoch": 0, "train_loss": 1.5, "dev_acc": 0.4},
@@ -173,7 +174,7 @@ def test_the_best_file_rebuilds_the_model_from_its_own_settings(tmp_path):
         return nn_with_backbone()
 
     model = nn_with_backbone()
-    RunFolder(tmp_path, "tiny", "x", {"lr": 0.5}).save_best(model, {"epoch": 3})
+    RunFolder(tmp_path, "tiny", "x", Settings({"lr": 0.5})).save_best(model, {"epoch": 3})
     found, settings = load_model(run_path(tmp_path, "*/best.safetensors"), "tiny", build_model)
     assert same_bits(weights(found), weights(model))
     assert asked == [(Namespace(lr=0.5), False)] and settings.lr == 0.5
@@ -191,7 +192,7 @@ def test_a_frozen_backbone_is_asked_for_again(tmp_path):
     model = nn_with_backbone()
     model.gpt.requires_grad_(False)
     model.head = torch.nn.Linear(3, 2)
-    RunFolder(tmp_path, "tiny", "x", {}).save_best(model, {})
+    RunFolder(tmp_path, "tiny", "x", Settings({})).save_best(model, {})
     asked = []
 
     def build_model(settings, pretrained):
@@ -215,7 +216,7 @@ def test_settings_that_change_the_result_change_the_folder_and_others_do_not(tmp
     base = {"lr": 0.1, "epochs": 2, "use_gpu": False, "dev_out": "a", "extension": []}
 
     def path(**change):
-        return RunFolder(tmp_path, "sst", "full", base | change).path
+        return RunFolder(tmp_path, "sst", "full", Settings(base | change)).path
 
     assert path().name.startswith("sst-full-")
     for change in ({"use_gpu": True}, {"dev_out": "b"}, {"resume": True}, {"save_minutes": 1}):
@@ -243,7 +244,7 @@ def test_a_run_leaves_its_settings_its_figures_and_its_curves(tmp_path):
 
 
 def test_a_worker_that_is_not_the_main_one_writes_nothing(tmp_path):
-    other = RunFolder(tmp_path, "tiny", "x", {}, writes=False)
+    other = RunFolder(tmp_path, "tiny", "x", Settings({}), writes=False)
     other.start(resume=False)
     other.save_best(Averager(), {})
     other.save_last({"step": 1})

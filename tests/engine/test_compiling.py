@@ -8,7 +8,7 @@ import torch
 from course_files import call_main, work_in, write, write_course, write_model
 from tiny_run import Averager, run, run_path, same_bits, tiny_classifier, trainer, weights
 
-import classifier
+from classifier import TASKS
 from engine.batches import TokenDataset, collate, forward_tokens, make_loader, to_device
 from engine.checkpoint import load_tree
 from engine.errors import InputError
@@ -16,6 +16,7 @@ from engine.fast.compiling import CUDA_GRAPHS, compiled, compiler_errors
 from engine.parallel import Worker
 from engine.training import Trainer
 
+SST = TASKS["sst"]
 CPU = torch.device("cpu")
 
 
@@ -28,7 +29,7 @@ def texts(rows: int) -> TokenDataset:
 def trained(tmp_path, compile) -> tuple[dict, Trainer]:
     model, loader = tiny_classifier(), make_loader(texts(26), 4)
     torch.manual_seed(1)
-    run = trainer(model, loader, classifier.loss_fn, tmp_path, lr=1e-3, compile=compile)
+    run = trainer(model, loader, SST.loss_fn, tmp_path, lr=1e-3, compile=compile)
     run.train_epoch()
     return weights(model), run
 
@@ -156,7 +157,7 @@ def test_other_errors_pass():
 def test_cuda_graphs_are_refused_where_they_would_lose_gradients(flags, workers, said, monkeypatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", workers)
     with pytest.raises(InputError, match=said):
-        classifier.get_args(["--compile", CUDA_GRAPHS, *flags.split()])
+        SST.get_args(["--compile", CUDA_GRAPHS, *flags.split()])
 
 
 def test_batches_of_cuda_graphs_have_few_shapes():
@@ -176,6 +177,6 @@ def test_the_flag_reaches_the_loader(monkeypatch):
     from engine.flags import split_loader
 
     for words, multiple in ([], 1), (["--compile"], 1), (["--compile", CUDA_GRAPHS], 8):
-        args = classifier.get_args([*words, "--use_gpu"])
+        args = SST.get_args([*words, "--use_gpu"])
         split_loader(args, texts(3), "train", Worker(CPU), 8)
         assert seen["multiple"] == multiple

@@ -19,7 +19,7 @@ from course_files import (
 from tiny_run import Averager, examples, run, run_path, same_bits, summed_loss, weights
 
 from engine.batches import collate
-from engine.checkpoint import load_model, load_tree
+from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.extension import (
     Extension,
@@ -117,9 +117,9 @@ def test_an_extension_by_name_takes_part_in_a_run_of_each_task(task, probe, plac
 def test_a_checkpoint_rebuilds_its_model_with_the_extension(task, probe, place, monkeypatch):
     run_task(monkeypatch, task, "--extension", "probe:strength=0.5", "--lr", "1e-3")
     best = run_path("runs", "*/best.safetensors")
-    program = __import__(task)
-    name = "sst" if task == "classifier" else program.TASK
-    model, _ = load_model(best, name, program.build_model)
+    program = importlib.import_module(task)
+    one = program.TASKS["sst"] if task == "classifier" else program.TASK
+    model, _ = one.load(best)
     tree = load_tree(best)
     assert same_bits(weights(model), weights(model) | tree["model"])
     assert "steps" in tree["model"]
@@ -153,12 +153,11 @@ def test_last_linear_layer_runs_the_whole_model_when_an_extension_acts_on_it(
     probe, place, monkeypatch
 ):
     """Cached features would leave out what an extension does inside the backbone."""
-    import classifier
 
     def no_cache(*_):
         raise AssertionError("features were cached")
 
-    monkeypatch.setattr(classifier, "FrozenFeatures", no_cache)
+    monkeypatch.setattr("engine.frozen_features.FrozenFeatures", no_cache)
     mode = ["--fine-tune-mode", "last-linear-layer"]
     run_task(monkeypatch, "classifier", *mode, "--extension", "probe")
     with pytest.raises(AssertionError, match="features were cached"):

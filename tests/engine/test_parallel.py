@@ -172,11 +172,11 @@ def test_cfimdb_s_batch_of_8_is_shared_out():
             monkeypatch.setattr(
                 classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts)
             )
-            args = classifier.get_args(
+            args = classifier.TASKS["sst"].get_args(
                 ["--data_dir", str(ROOT / "data" / "sample"), "--batch_size", "64"]
             )
             worker = Worker(torch.device("cpu"), rank=0, count=count)
-            classifier.build_loaders(args, "cfimdb", None, 512, worker)
+            classifier.TASKS["cfimdb"].build_loaders(args, None, 512, worker)
         sizes[count] = set(seen)
     assert sizes == {1: {8}, 2: {4}, 3: {3}, 4: {2}, 8: {1}, 16: {1}}
 
@@ -186,10 +186,10 @@ def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, sizes):
     """They fit, without gradients, and few launches are quicker than many."""
     import classifier
 
-    args = classifier.get_args(["--data_dir", str(ROOT / "data" / "sample")])
+    args = classifier.TASKS["sst"].get_args(["--data_dir", str(ROOT / "data" / "sample")])
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts))
-        loaders = classifier.build_loaders(args, "sst", None, 9, Worker(torch.device(device)))
+        loaders = classifier.TASKS["sst"].build_loaders(args, None, 9, Worker(torch.device(device)))
     assert loaders["train"].batch_sampler.batch_size == 8
     assert {loaders[split].batch_sampler.batch_size for split in ("dev", "test")} == sizes
 

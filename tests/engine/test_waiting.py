@@ -15,18 +15,20 @@ import paraphrase_detection
 import pretrain
 from engine.batches import TokenDataset, make_loader, next_token_labels
 from engine.parallel import Worker
+from engine.predicting import predict
 from engine.training import Trainer
-from evaluation import cross_entropy, predict
+from evaluation import cross_entropy
 
+SST, PARAPHRASE = classifier.TASKS["sst"], paraphrase_detection.TASK
 META = Worker(torch.device("meta"))
 ROWS = 12
 
 
 def model_of(task):
-    if task is classifier:
+    if task is SST:
         return tiny_classifier(dropout=0.3)
     settings = SimpleNamespace(pretrained=False, gpt_config=vars(TINY))
-    if task is paraphrase_detection:
+    if task is PARAPHRASE:
         settings.answer_tokens = [7, 11]
         return paraphrase_detection.ParaphraseGPT(settings)
     return pretrain.LanguageModel(settings)
@@ -43,7 +45,7 @@ def run_of(task, tmp_path, **options) -> Trainer:
     return trainer(model, loader_of(task), task.loss_fn, tmp_path, META, **options)
 
 
-@pytest.mark.parametrize("task", [classifier, paraphrase_detection, pretrain])
+@pytest.mark.parametrize("task", [SST, PARAPHRASE, pretrain])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
     task, accumulate, tmp_path, monkeypatch
@@ -62,18 +64,18 @@ def test_a_step_that_looks_is_found(tmp_path, monkeypatch):
     """The stand-in sees what it is there for."""
     monkeypatch.setattr("engine.training.count_correct", lambda logits, batch: float(logits.sum()))
     with pytest.raises(RuntimeError, match="meta"):
-        run_of(classifier, tmp_path).train_epoch()
+        run_of(SST, tmp_path).train_epoch()
 
 
 @pytest.mark.parametrize("figure", ["classes", "loss"])
 def test_an_evaluation_looks_once_after_all_batches(figure, monkeypatch):
-    model, loader = model_of(classifier).to("meta"), loader_of(classifier)
+    model, loader = model_of(SST).to("meta"), loader_of(SST)
     batches = []
     model.register_forward_hook(lambda *_: batches.append(1))
     with pytest.raises(RuntimeError, match="meta"):
         if figure == "classes":
             predict(model, loader, META.device)
         else:
-            cross_entropy(model, loader, classifier.loss_fn, META.device)
+            cross_entropy(model, loader, SST.loss_fn, META.device)
     assert len(batches) == len(loader)
-    assert len(predict(model_of(classifier), loader, WORKER.device).predicted) == ROWS
+    assert len(predict(model_of(SST), loader, WORKER.device).predicted) == ROWS

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from torch.nn import functional as F
 
 import sonnet_generation
 from engine.batches import IGNORED_LABEL, count_targets, split_batch
-from engine.checkpoint import load_model, load_tree, save_tree
+from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
 from engine.records import Record
+from engine.settings import Settings
 from engine.training import Trainer
 from programs.dpo import data as preference_data
 from programs.dpo import dpo
@@ -155,7 +155,9 @@ def test_odds_are_those_of_the_probability_and_finite_for_a_certain_answer():
 def model(tmp_path_factory):
     """A tiny SonnetGPT with dropout, which eval mode leaves out."""
     folder = write_model(tmp_path_factory.mktemp("model"), dropout=0.1)
-    return sonnet_generation.build_model(SimpleNamespace(model_size=str(folder), extension=[]))
+    return sonnet_generation.TASK.build_model(
+        Settings({"model_size": str(folder), "extension": []})
+    )
 
 
 PAIRS = [
@@ -449,7 +451,7 @@ def test_adapters_on_a_fine_tuned_backbone_are_loaded_with_that_backbone(
     best = run_path("runs", "sonnet-dpo-*/best.safetensors")
     stored = load_tree(best)["model"]
     assert all(name.endswith((".A.weight", ".B.weight")) for name in stored), list(stored)
-    model, settings = load_model(best, "sonnet", sonnet_generation.build_model)
+    model, settings = sonnet_generation.TASK.load(best)
     tuned = load_tree(trained["sonnet"])["model"]
     name = "gpt.word_embedding.weight"
     assert torch.equal(model.state_dict()[name], tuned[name])
@@ -532,9 +534,9 @@ def test_what_was_sampled_is_not_sampled_again(trained, place, monkeypatch, caps
     with pytest.raises(SystemExit), monkeypatch.context() as patch:
         at_file(patch, "pairs-unfinished.jsonl", 3, interrupt)
         start(patch, "sonnet", *words, checkpoint=trained["sonnet"])
-    complete, sampled = sonnet_generation.complete, []
+    complete, sampled = preference_data.complete, []
     monkeypatch.setattr(
-        sonnet_generation, "complete", lambda *a: (sampled.extend(a[1]), complete(*a))[1]
+        preference_data, "complete", lambda *a: (sampled.extend(a[1]), complete(*a))[1]
     )
     start(monkeypatch, "sonnet", *words, "--resume", checkpoint=trained["sonnet"])
     assert "resumed: 8 texts and pairs of log-probabilities" in capsys.readouterr().out

@@ -10,9 +10,7 @@ import torch
 from course_files import call_main, predicted, work_in, write, write_course, write_model
 from tiny_run import run_path
 
-import classifier
 import paraphrase_detection
-from engine.checkpoint import load_model
 from engine.files import ROOT
 from engine.hub import load_tokenizer
 from engine.records import read_pairs, read_sentiment
@@ -26,6 +24,7 @@ from programs.ensemble.weights import (
     loss_and_gradient,
     mean_loss,
 )
+from programs.tasks import TASKS
 
 # -- pools and weights -----------------------------------------------------------------------------
 
@@ -255,7 +254,7 @@ def test_predictions_are_those_of_the_averaged_logits(here, monkeypatch, capsys)
     records = read_sentiment("data/ids-sst-dev.csv", 5)
     total = 0
     for name in names:
-        model, settings = load_model(best("sst", name), "sst", classifier.build_model)
+        model, settings = TASKS["sst"].load(best("sst", name))
         tokenizer = load_tokenizer(settings.model_size)
         model.eval()
         with torch.no_grad():
@@ -314,9 +313,7 @@ def test_with_both_orders_the_questions_order_changes_nothing(here, monkeypatch,
     assert both == both_swapped and both.keys() == plain.keys()
     assert said.count(", swapped  ") == 2 and "incomplete rows are left out: line" in said
     rows = read_pairs("data/quora-dev.csv", labelled=True).records
-    model, settings = load_model(
-        best("paraphrase", "1"), "paraphrase", paraphrase_detection.build_model
-    )
+    model, settings = TASKS["paraphrase"].load(best("paraphrase", "1"))
     tokenizer, wrong = load_tokenizer(settings.model_size), 0.0
     for row in rows:
         prompt = paraphrase_detection.cloze_prompt(row.sentence2, row.sentence1)

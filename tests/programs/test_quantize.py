@@ -38,6 +38,7 @@ from programs.quantize.linear import (
     round_to_nearest,
     unpack,
 )
+from programs.tasks import TASKS
 
 GRIDS = [Grid(8), Grid(8, 6), Grid(4), Grid(4, 6), Grid(2, 12)]
 
@@ -232,7 +233,7 @@ def test_adapters_are_absorbed_by_the_weights(folder, name):
     for norm in [m for m in model.modules() if isinstance(m, nn.LayerNorm)]:
         nn.init.normal_(norm.bias.detach())
     expected = logits(model)
-    plain, settings = absorbed(model, settings, KINDS["sst"][0].build_model)
+    plain, settings = absorbed(model, settings, KINDS["sst"][0])
     assert settings.extension == [] and not adapters(plain)
     assert plain.state_dict().keys() == build("sst", folder)[0].state_dict().keys()
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
@@ -241,7 +242,7 @@ def test_adapters_are_absorbed_by_the_weights(folder, name):
 def test_a_model_trained_for_its_bits_is_rounded_to_the_integers_of_its_training(folder):
     model, settings = build("sst", folder, ["qat:bits=4,activation_bits=16"])
     exported, expected = export_integers(model), logits(model)
-    plain, _ = absorbed(model, settings, KINDS["sst"][0].build_model)
+    plain, _ = absorbed(model, settings, KINDS["sst"][0])
     quantize_model(plain.gpt, Recipe(Grid(4)))
     for name, linear in exported.items():
         assert torch.equal(plain.get_submodule(name).integers(), linear.weight)
@@ -252,7 +253,7 @@ def test_a_model_trained_for_its_bits_is_rounded_to_the_integers_of_its_training
 def test_what_acts_beside_the_linears_stays(folder, flag):
     model, settings = build("sst", folder, [flag])
     expected = logits(model)
-    same, settings = absorbed(model, settings, KINDS["sst"][0].build_model)
+    same, settings = absorbed(model, settings, KINDS["sst"][0])
     assert same is model and settings.extension == [flag]
     quantize_model(model.gpt, Recipe(Grid(8)))
     torch.testing.assert_close(logits(model), expected, rtol=0.05, atol=0.05)
@@ -281,7 +282,7 @@ def run(monkeypatch, *words) -> None:
 
 def own_program(monkeypatch, kind: str, checkpoint) -> None:
     words = [*program_flags(kind), "--data_dir", "data", "--checkpoint", checkpoint]
-    call_main(monkeypatch, KINDS[kind][0].__name__, *words)
+    call_main(monkeypatch, Path(KINDS[kind][0].command[0]).stem, *words)
 
 
 def predictions() -> dict[str, bytes]:
@@ -411,7 +412,7 @@ def test_models_take_turns_and_neither_s_first_pass_counts(place, monkeypatch):
         told.append(model)
         clock[0] += next(costs[model])
 
-    monkeypatch.setattr("classifier.evaluate", evaluate)
+    monkeypatch.setattr(TASKS["sst"], "evaluate", evaluate)
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("programs.quantize.job.TIMED_ROUNDS", 5)
     assert seconds_in_turn(job, [plain, job.model]) == (10, [5, 2])
@@ -421,7 +422,7 @@ def test_models_take_turns_and_neither_s_first_pass_counts(place, monkeypatch):
 def test_timed_rows_are_spread_over_the_dev_set(place, monkeypatch):
     job, seen = some_job(), []
     job.loaders["dev"] = [{"sent_ids": [i]} for i in range(20)]
-    monkeypatch.setattr("classifier.evaluate", lambda model, loader, device: seen.append(loader))
+    monkeypatch.setattr(TASKS["sst"], "evaluate", lambda model, loader, _: seen.append(loader))
     assert seconds_in_turn(job, [job.model])[0] == 7
     assert [batch["sent_ids"][0] for batch in seen[0]] == [0, 3, 6, 9, 12, 15, 18]
 

@@ -155,7 +155,7 @@ def place(tmp_path, monkeypatch):
     work_in(monkeypatch, tmp_path)
     write_course("data", rows=10)
     write("programs/classifier.py", FAKE)
-    monkeypatch.setattr(search_trial, "PROGRAMS", tmp_path / "programs")
+    monkeypatch.setattr(search_trial, "FOLDER", tmp_path / "programs")
     monkeypatch.setattr(search_trial, "POLL", 0.01)
     monkeypatch.setattr(search, "STARTUP", 3)
     return tmp_path
@@ -384,7 +384,7 @@ def test_the_dev_sonnet_that_is_a_prompt_is_left_out_as_the_task_does(tmp_path, 
     write("sonnets.txt", f"1\n\n{poem}\n")
     letters = re.sub("[^a-z]", "", "".join(poem.splitlines()[:3]).lower())
     words = ["--sonnet_path", "sonnets.txt", "--dev_gold_path", "gold.txt"]
-    args = search_trial.TASKS["sonnet_generation.py"].module.get_args(words)
+    args = search_trial.PROGRAMS["sonnet_generation.py"].get_args(words)
     for known, expected in (("0" * 16, "This is no prompt"), (None, "Line one of it,")):
         known = known or hashlib.sha256(letters.encode()).hexdigest()[:16]
         monkeypatch.setattr(search_trial, "HELD_OUT_DEV_SONNET", known)

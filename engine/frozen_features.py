@@ -1,0 +1,64 @@
+"""A classifier over a frozen GPT-2: the features are computed once, then only the head is trained.
+
+Without extensions a frozen GPT-2 gives the same last-token features in every epoch.
+"""
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from engine.batches import batch_loader, make_loader
+
+ROWS = 32  # read at once
+
+
+class FrozenFeatures(Dataset):
+    """The last-token features of a loader's data set under a frozen GPT-2, dropout off."""
+
+    def __init__(self, model, loader, device):
+        tokens = loader.dataset
+        self.sent_ids, self.labels = tokens.sent_ids, tokens.labels
+        self.fingerprint = tokens.fingerprint
+        self.lengths = [1] * len(tokens)
+        self.features = torch.empty(len(tokens), model.gpt.config.hidden_size)
+        model.eval()
+        with torch.no_grad():
+            for batch in loader:
+                token_ids, mask = batch["token_ids"].to(device), batch["attention_mask"].to(device)
+                last_token = model.gpt(token_ids, mask)["last_token"]
+                self.features[batch["indices"]] = last_token.float().cpu()
+
+    def __len__(self):
+        return len(self.sent_ids)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def collate(self, indices: list[int]) -> dict:
+        return {
+            "features": self.features[indices],
+            "labels": torch.tensor([self.labels[i] for i in indices], dtype=torch.long),
+            "sent_ids": [self.sent_ids[i] for i in indices],
+            "indices": indices,
+        }
+
+
+class Head(nn.Module):
+    """What is left of a classifier once its features are known: the trained part, same names."""
+
+    def __init__(self, classifier):
+        super().__init__()
+        self.dropout, self.sentiment_head = classifier.dropout, classifier.sentiment_head
+
+    def forward(self, features):
+        return self.sentiment_head(self.dropout(features))
+
+
+def forward_features(model, batch: dict):
+    return model(batch["features"])
+
+
+def feature_loader(model, loader, device):
+    """The same batches as the loader's, of features in place of tokens."""
+    features = FrozenFeatures(model, make_loader(loader.dataset, ROWS), device)
+    return batch_loader(features, loader.batch_sampler, collate=features.collate)
