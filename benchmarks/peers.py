@@ -169,8 +169,8 @@ class Ours(Peer):
 
         def work():
             run.train_epoch()
-            if run.micro_batch:  # other peers have no such way out
-                raise torch.OutOfMemoryError(f"{run.micro_batch} rows at a time only")
+            if run.gradients.micro_batch:  # other peers have no such way out
+                raise torch.OutOfMemoryError(f"{run.gradients.micro_batch} rows at a time only")
 
         return work
 

@@ -86,8 +86,8 @@ def our_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
     def step():
         run.progress.step = 0
         run.train_epoch()
-        if run.micro_batch:
-            raise torch.OutOfMemoryError(f"{run.micro_batch} rows at a time only")
+        if run.gradients.micro_batch:
+            raise torch.OutOfMemoryError(f"{run.gradients.micro_batch} rows at a time only")
 
     return step
 

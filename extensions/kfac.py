@@ -143,7 +143,7 @@ class Kfac(MatrixOptimizer):
         state["averaged"] += 1
         stays = min(1 - 1 / state["averaged"], group["decay"])
         state["input"].lerp_(inputs / rows.clamp(min=1), 1 - stays)
-        # the objective was multiplied by the number of workers: engine/training.py
+        # the objective was multiplied by the number of workers: engine/gradients.py
         state["output"].lerp_(outputs * (targets / workers**2), 1 - stays)
 
     def _direction(self, grad, state, group) -> torch.Tensor:

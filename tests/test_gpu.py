@@ -99,18 +99,14 @@ def test_no_step_of_training_waits_for_the_gpu(task, place, monkeypatch):
     """After the first one, which tries the kernels."""
     steps = []
 
-    def step(trainer, *group, accumulate=Trainer._accumulate_gradients):
+    def watched(trainer, group, step=Trainer.step):
         if steps:
             torch.cuda.set_sync_debug_mode("error")
         steps.append(1)
-        accumulate(trainer, *group)
-
-    def move(trainer, move=Trainer._move):
-        move(trainer)
+        step(trainer, group)
         torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(Trainer, "_accumulate_gradients", step)
-    monkeypatch.setattr(Trainer, "_move", move)
+    monkeypatch.setattr(Trainer, "step", watched)
     run(monkeypatch, task, "--bf16")
     assert len(steps) > 2
 

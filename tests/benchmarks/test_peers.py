@@ -133,7 +133,7 @@ def test_a_peer_that_writes_fewer_tokens_is_seen(make):
 def test_memory_that_sufficed_for_pieces_only_did_not_suffice(make, monkeypatch):
     peer = make(Ours, "sst-8")
     monkeypatch.setattr(
-        "engine.training.Trainer.train_epoch", lambda run: setattr(run, "micro_batch", 4)
+        "engine.training.Trainer.train_epoch", lambda run: setattr(run.gradients, "micro_batch", 4)
     )
     with pytest.raises(torch.OutOfMemoryError, match="4 rows at a time"):
         peer.run()

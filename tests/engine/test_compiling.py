@@ -38,7 +38,7 @@ def trained(tmp_path, compile) -> tuple[dict, Trainer]:
 def test_a_compiled_epoch_ends_where_the_plain_one_does(tmp_path):
     plain, run = trained(tmp_path, None)
     fast, fast_run = trained(tmp_path, "default")
-    assert fast_run.parallel_model is not fast_run.model
+    assert fast_run.gradients.objective.network is not fast_run.model
     assert fast_run.progress.loss == pytest.approx(run.progress.loss, rel=1e-5)
     for name in plain:  # AdamW divides by tiny numbers at first: rounding shows
         torch.testing.assert_close(fast[name], plain[name], atol=2e-4, rtol=1e-3, msg=name)

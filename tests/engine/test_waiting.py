@@ -52,7 +52,7 @@ def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
 ):
     looks = []
     monkeypatch.setattr("engine.training.STEPS_UNREAD", {"meta": 4})
-    monkeypatch.setattr(Trainer, "_look_at_losses", lambda run: looks.append(len(run.unread)))
+    monkeypatch.setattr(Trainer, "look_at_losses", lambda run: looks.append(len(run.unread)))
     run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate)
     run.train_epoch()
     steps = ROWS // 2 // accumulate
@@ -62,7 +62,7 @@ def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
 
 def test_a_step_that_looks_is_found(tmp_path, monkeypatch):
     """The stand-in sees what it is there for."""
-    monkeypatch.setattr("engine.training.count_correct", lambda logits, batch: float(logits.sum()))
+    monkeypatch.setattr("engine.gradients.count_correct", lambda logits, batch: float(logits.sum()))
     with pytest.raises(RuntimeError, match="meta"):
         run_of(SST, tmp_path).train_epoch()
 

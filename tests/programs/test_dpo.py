@@ -464,19 +464,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits_with_the_references_it_had(
     words = ("--epochs", "2", "--kinds", "shuffled", "truncated")
     words = (*words, "--extension", "lora:rank=2,dropout=0.3")
     start(monkeypatch, "sonnet", *words, "--runs_dir", "whole", checkpoint=trained["sonnet"])
-    steps, move = [], Trainer._move
+    steps, step = [], Trainer.step
 
-    def interrupted(trainer):
-        move(trainer)
+    def interrupted(trainer, group):
+        step(trainer, group)
         steps.append(trainer)
         if len(steps) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Trainer, "_move", interrupted)
+    monkeypatch.setattr(Trainer, "step", interrupted)
     words = (*words, "--save_minutes", "0")
     with pytest.raises(SystemExit):
         start(monkeypatch, "sonnet", *words, checkpoint=trained["sonnet"])
-    monkeypatch.setattr(Trainer, "_move", move)
+    monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(preference_data, "with_reference", None)
     start(monkeypatch, "sonnet", *words, "--resume", checkpoint=trained["sonnet"])
     assert "resumed at epoch 1, step 1" in capsys.readouterr().out

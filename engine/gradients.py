@@ -1,0 +1,111 @@
+"""The gradient of one optimizer step, added up over its batches.
+
+    objective = Σ loss_fn(logits, batch) / targets + Σ penalties      targets: of the whole step
+
+Divided by the targets of all batches and workers, the parts of a step give the gradient of the one
+large batch, however it is cut.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.batches import count_targets, split_batch, to_device
+from engine.errors import InputError
+from engine.extension import Extension
+from engine.fast.compiling import CUDA_GRAPHS, compiler_errors
+from engine.parallel import Worker, matmul_precision, sum_over_workers
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises. network: the model, perhaps compiled or data-parallel."""
+
+    model: nn.Module
+    network: nn.Module
+    forward: Callable
+    loss_fn: Callable
+    extensions: list[Extension]
+    worker: Worker
+    bf16: bool = False
+
+    def backward(self, batch: dict, targets, share) -> torch.Tensor:
+        """Add the gradient of one part of a step; returns its summed loss and right answers, (2,).
+
+        targets: of the whole step; share: of these that the part has.
+        """
+        with self._autocast():
+            logits = self.forward(self.network, batch)
+            loss = self.loss_fn(logits, batch)
+            objective = loss / targets
+            for extension in self.extensions:
+                objective = objective + share * extension.penalty(self.model, batch, logits)
+        for extension in self.extensions:
+            extension.before_backward(self.model, batch)
+        # DistributedDataParallel averages over workers; the sum is wanted
+        (objective * self.worker.count).backward()
+        return torch.stack([loss.detach().double(), count_correct(logits, batch)])
+
+    def _autocast(self):
+        if not self.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16)
+
+
+class Gradients:
+    """Leaves the gradient of a step in the parameters' `.grad`."""
+
+    def __init__(self, objective: Objective, optimizer, *, tf32: bool, compile: str | None, log):
+        self.objective, self.optimizer, self.worker = objective, optimizer, objective.worker
+        self.tf32, self.compile, self.log = tf32, compile, log
+        self.micro_batch = None  # rows that fit into memory at once; None: a whole batch
+
+    def of(self, group: list[dict]) -> tuple[float, torch.Tensor]:
+        """The gradient of the mean loss over all targets of the group, on all workers.
+
+        Returns these targets, and this worker's summed loss and right answers, (2,), which nobody
+        has waited for. If a GPU's memory does not suffice, it begins again with half the rows.
+        """
+        local = float(sum(count_targets(batch) for batch in group))
+        [targets] = sum_over_workers([local], self.worker)
+        with matmul_precision("high") if self.tf32 else contextlib.nullcontext():
+            while True:
+                try:
+                    self.optimizer.zero_grad(set_to_none=True)
+                    with compiler_errors(self.compile):
+                        return targets, self._add_up(group, targets)
+                except torch.OutOfMemoryError as error:
+                    self._halve_micro_batch(group, error)
+
+    def _add_up(self, group: list[dict], targets: float) -> torch.Tensor:
+        pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
+        figures = []
+        for i, piece in enumerate(pieces):
+            last = self.worker.count == 1 or i + 1 == len(pieces)
+            network = self.objective.network
+            with contextlib.nullcontext() if last else network.no_sync():
+                share = count_targets(piece) / targets
+                batch = to_device(piece, self.worker.device)
+                figures.append(self.objective.backward(batch, targets, share))
+        return torch.stack(figures).sum(dim=0)
+
+    def _halve_micro_batch(self, group: list[dict], error) -> None:
+        rows = self.micro_batch or max(len(batch["sent_ids"]) for batch in group)
+        if rows <= 1 or self.worker.count > 1 or self.compile == CUDA_GRAPHS:
+            raise InputError(
+                f"out of memory with {rows} rows at a time: give a smaller --batch_size or "
+                f"--model_size"
+            ) from error
+        self.micro_batch = -(-rows // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.log(f"out of memory: going on with {self.micro_batch} rows at a time, same batch size")
+
+
+@torch.no_grad()
+def count_correct(logits, batch: dict) -> torch.Tensor:
+    """Targets whose likeliest prediction is right: logits (…, classes), labels (…)."""
+    return (logits.argmax(dim=-1) == batch["labels"]).sum().double()

@@ -1,0 +1,55 @@
+"""What a run saves so that it can be resumed to the very same bits, and how that comes back."""
+
+from dataclasses import asdict
+
+import torch
+
+from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
+from engine.errors import InputError
+from engine.options import Progress
+from engine.parallel import Worker, gather
+
+
+def save_state(folder: RunFolder, progress: Progress, model, optimizer, dataset, worker) -> None:
+    """Everything that `load_state` needs; of a finished run, only how it went."""
+    random = torch.cat([torch.get_rng_state(), _cuda_state(worker.device)])
+    tree = {
+        "progress": asdict(progress),
+        "data": dataset.fingerprint(),
+        "random": gather(random, worker),
+    }
+    if not progress.finished and worker.is_main:
+        tree["model"] = trainable_state(model)
+        tree["optimizer"] = optimizer.state_dict()
+    folder.save_last(tree)
+
+
+def load_state(folder: RunFolder, model, optimizer, dataset, worker: Worker) -> Progress:
+    """Put weights, moments and random state back; a finished run only tells how it went."""
+    tree = load_checkpoint(folder.last, folder.task)
+    if tree["data"] != dataset.fingerprint():
+        raise InputError(f"{folder.last}: the training data has changed since: train anew")
+    if len(tree["random"]) != worker.count:
+        raise InputError(
+            f"{folder.last}: saved by {len(tree['random'])} workers, these are "
+            f"{worker.count}: start as many"
+        )
+    progress = Progress(**tree["progress"])
+    if not progress.finished:
+        load_trainable_state(model, tree["model"], folder.last)
+        optimizer.load_state_dict(tree["optimizer"])
+        _set_random_state(tree["random"][worker.rank], worker.device)
+    return progress
+
+
+def _cuda_state(device) -> torch.Tensor:
+    if device.type != "cuda":
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.cuda.get_rng_state(device)
+
+
+def _set_random_state(random: torch.Tensor, device) -> None:
+    size = len(torch.get_rng_state())
+    torch.set_rng_state(random[:size])
+    if len(random) > size and device.type == "cuda":
+        torch.cuda.set_rng_state(random[size:], device)
