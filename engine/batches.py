@@ -5,45 +5,78 @@ where there are any, sent_ids (a list of b strings) and indices (a list: the row
 """
 
 import hashlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+from itertools import chain, islice
 
+import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from engine.errors import InputError, some
+from engine.length_buckets import LengthBuckets
 
 IGNORED_LABEL = -100
-WINDOW = 50  # batches: sorting by length happens inside windows of so many
+
+
+class RaggedRows:
+    """Rows of ints of different lengths in one flat array; a row is a view of it."""
+
+    def __init__(self, rows: list[list[int]]):
+        self.ends = list(np.cumsum([0, *map(len, rows)]).tolist())
+        self.flat = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=self.ends[-1])
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.flat[self.ends[index] : self.ends[index + 1]]
+
+    def tolist(self) -> list[list[int]]:
+        return [self[i].tolist() for i in range(len(self))]
 
 
 class TokenDataset(Dataset):
     """Texts as token ids, tokenised once. labels: ints, lists of t ints, or None for test data."""
 
     def __init__(self, token_ids: list[list[int]], sent_ids: list[str], labels: list | None = None):
-        self.token_ids, self.sent_ids, self.labels = token_ids, sent_ids, labels
+        self.rows, self.sent_ids = RaggedRows(token_ids), sent_ids
+        per_token = bool(labels) and isinstance(labels[0], list)
+        self.row_labels = RaggedRows(labels) if per_token else labels
 
     def __len__(self):
-        return len(self.token_ids)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict:
-        label = None if self.labels is None else self.labels[index]
         return {
             "index": index,
             "sent_id": self.sent_ids[index],
-            "label": label,
-            "token_ids": self.token_ids[index],
+            "label": None if self.row_labels is None else self.row_labels[index],
+            "token_ids": self.rows[index],
         }
 
     @property
+    def token_ids(self) -> list[list[int]]:
+        return self.rows.tolist()
+
+    @property
+    def labels(self) -> list | None:
+        per_token = isinstance(self.row_labels, RaggedRows)
+        return self.row_labels.tolist() if per_token else self.row_labels
+
+    @cached_property
     def lengths(self) -> list[int]:
-        return [len(ids) for ids in self.token_ids]
+        return np.diff(self.rows.ends).tolist()
+
+    @cached_property
+    def _digest(self) -> str:
+        content = repr((self.token_ids, self.sent_ids, self.labels)).encode()
+        return hashlib.sha256(content).hexdigest()
 
     def fingerprint(self) -> str:
         """A hash of all that training sees, by which a resumed run knows its own data."""
-        content = repr((self.token_ids, self.sent_ids, self.labels)).encode()
-        return hashlib.sha256(content).hexdigest()
+        return self._digest
 
 
 def tokenise(
@@ -97,91 +130,64 @@ def collate(examples: list[dict], multiple: int = 1) -> dict:
 
     t is the longest one's length, rounded up to a multiple.
     """
-    t = max((len(example["token_ids"]) for example in examples), default=1)
-    t = -(-t // multiple) * multiple
-    token_ids = torch.zeros(len(examples), t, dtype=torch.long)
-    attention_mask = torch.zeros(len(examples), t, dtype=torch.long)
+    lengths = np.array([len(example["token_ids"]) for example in examples], dtype=np.int64)
+    t = -(-int(lengths.max(initial=1)) // multiple) * multiple
     labels = [example["label"] for example in examples]
-    per_token = bool(labels) and isinstance(labels[0], list)
-    if per_token:
-        padded = torch.full((len(examples), t), IGNORED_LABEL)
-    for row, example in enumerate(examples):
-        length = len(example["token_ids"])
-        token_ids[row, :length] = torch.tensor(example["token_ids"])
-        attention_mask[row, :length] = 1
-        if per_token:
-            padded[row, :length] = torch.tensor(labels[row])
     batch = {
-        "token_ids": token_ids,
-        "attention_mask": attention_mask,
+        "token_ids": _padded([example["token_ids"] for example in examples], t, 0),
+        "attention_mask": (np.arange(t) < lengths[:, None]).astype(np.int64),
+    }
+    if labels and np.ndim(labels[0]) == 1:
+        batch["labels"] = _padded(labels, t, IGNORED_LABEL)
+    elif None not in labels:
+        batch["labels"] = np.array(labels, dtype=np.int64)
+    return {name: torch.from_numpy(array) for name, array in batch.items()} | {
         "sent_ids": [example["sent_id"] for example in examples],
         "indices": [example["index"] for example in examples],
     }
-    if per_token:
-        batch["labels"] = padded
-    elif None not in labels:
-        batch["labels"] = torch.tensor(labels, dtype=torch.long)
-    return batch
 
 
-class LengthBuckets(Sampler):
-    """Batches of rows of nearly equal length, in an order that a seed and an epoch decide.
+def _padded(rows: list, t: int, fill: int) -> np.ndarray:
+    """Rows of at most t ints as (b, t)."""
+    array = np.full((len(rows), t), fill, dtype=np.int64)
+    for place, row in zip(array, rows, strict=True):
+        place[: len(row)] = row
+    return array
 
-    Shuffled rows are sorted by length inside windows of 50 batches, cut, and the batches shuffled:
-    padding falls to a few percent while batches stay random. Without shuffling, rows are sorted
-    over the whole set. With several workers, batch_size rows go to each, out of common batches of
-    batch_size · workers rows, so that the workers together do what one would with large batches.
+
+class BatchLoader:
+    """Batches of a data set in the order of a sampler, each put together when it is its turn.
+
+    It draws nothing, so that a resumed run may skip batches.
     """
 
-    def __init__(self, lengths, batch_size, *, seed=0, shuffle=True, rank=0, workers=1):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size * workers, seed
-        self.shuffle, self.rank, self.workers, self.epoch = shuffle, rank, workers, 0
+    def __init__(self, dataset, batch_sampler, collate: Callable[[list], dict]):
+        self.dataset, self.batch_sampler, self.collate = dataset, batch_sampler, collate
 
     def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
+        return len(self.batch_sampler)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __iter__(self) -> Iterator[dict]:
+        return self.batches()
 
-    def __iter__(self):
-        for batch in self._batches():
-            yield batch[self.rank :: self.workers]
-
-    def _batches(self) -> list[list[int]]:
-        rows = list(range(len(self.lengths)))
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        if self.shuffle:
-            rows = torch.randperm(len(rows), generator=random).tolist()
-        window = WINDOW * self.batch_size if self.shuffle else max(len(rows), 1)
-        batches = []
-        for start in range(0, len(rows), window):
-            ordered = sorted(rows[start : start + window], key=self.lengths.__getitem__)
-            cuts = range(0, len(ordered), self.batch_size)
-            batches += [ordered[cut : cut + self.batch_size] for cut in cuts]
-        if self.shuffle:
-            batches = [batches[i] for i in torch.randperm(len(batches), generator=random).tolist()]
-        return batches
+    def batches(self, first: int = 0) -> Iterator[dict]:
+        """All batches from the first-th on; those before are not put together."""
+        for rows in islice(self.batch_sampler, first, None):
+            yield self.collate([self.dataset[row] for row in rows])
 
 
 def make_loader(
     dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1, multiple=1
-) -> DataLoader:
-    """A DataLoader over length buckets of a TokenDataset; multiple: see `collate`."""
+) -> BatchLoader:
+    """The length buckets of a TokenDataset; multiple: see `collate`."""
     buckets = LengthBuckets(
         dataset.lengths, batch_size, seed=seed, shuffle=shuffle, rank=rank, workers=workers
     )
     return batch_loader(dataset, buckets, collate=partial(collate, multiple=multiple))
 
 
-def batch_loader(dataset, batch_sampler, *, collate) -> DataLoader:
-    """A DataLoader whose own generator leaves torch's global one alone."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batch_sampler,
-        collate_fn=collate,
-        generator=torch.Generator(),
-        pin_memory=torch.cuda.is_available(),
-    )
+def batch_loader(dataset, batch_sampler, *, collate) -> BatchLoader:
+    return BatchLoader(dataset, batch_sampler, collate)
 
 
 def forward_tokens(model, batch: dict):
@@ -208,9 +214,15 @@ def to_device(batch: dict, device) -> dict:
     if mask is not None and mask.device.type == "cpu" and not is_right_padded(mask):
         raise ValueError("a batch must be padded on the right")
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: _moved(value, device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
+
+
+def _moved(tensor, device):
+    if torch.device(device).type == "cuda":  # from pinned memory, so that nobody waits for the copy
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def is_right_padded(attention_mask) -> bool:

@@ -30,6 +30,7 @@ from engine.parallel import Worker, copy_from_main, sum_over_workers
 from engine.resuming import load_state, save_state
 
 STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
+BAR_SECONDS = 0.25  # between two pictures of the progress bar
 
 
 def fit(
@@ -99,13 +100,13 @@ class Trainer:
         progress, started = self.progress, time.monotonic()
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch)
-        groups = _grouped(self.loader, self.options.accumulate)
-        remaining = itertools.islice(groups, progress.step, None)
+        batches = self.loader.batches(first=progress.step * self.options.accumulate)
         bar = tqdm(
-            remaining,
+            _grouped(batches, self.options.accumulate),
             desc=f"train-{progress.epoch}",
             initial=progress.step,
             total=self.steps_per_epoch,
+            mininterval=BAR_SECONDS,
             leave=False,
             disable=None if self.worker.is_main else True,
         )
