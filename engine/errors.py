@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import importlib
+import math
 import os
 import signal
 import sys
@@ -12,6 +13,9 @@ import time
 from collections.abc import Iterable
 
 NOT_BEGUN = "interrupted: nothing was begun"
+EXCERPT = 300  # characters that a message shows of a file's content, or of a library's message
+LONGEST = 1500  # characters of a whole message
+LARGEST_INT, LARGEST_FLOAT = 2**63 - 1, 3.4e38  # of the tensors that flags end up in
 PATIENCE = 10  # seconds in which torchrun's first process should have failed like another one
 
 
@@ -29,6 +33,23 @@ def some(names: list[str], shown: int = 5) -> str:
     return (", ".join(names[:shown]) or "none") + more
 
 
+def excerpt(value, limit: int = EXCERPT) -> str:
+    """What a message shows of foreign text: one line, printable, cut with a count.
+
+    A value that is no text is shown as Python writes it.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    cut = len(text) - limit
+    text = " ".join(text[:limit].split()) if cut <= 0 else text[:limit]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text + f"… ({cut:,} more characters)" * (cut > 0)
+
+
+def notice(message: str) -> None:
+    """A line on stderr about something that ends no run."""
+    sys.stderr.write(f"note: {excerpt(message)}\n")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The known words that look like a mistyped one, as the beginning of a message; or nothing."""
     known = list(known)
@@ -44,9 +65,27 @@ class Parser(argparse.ArgumentParser):
         if package:  # python -m package
             options.setdefault("prog", f"python -m {package}")
         super().__init__(**options)
+        self.register("type", int, _integer)
+        self.register("type", float, _number)
 
     def error(self, message: str):
         raise InputError(f"{message}: see --help")
+
+
+def _integer(word: str) -> int:
+    """The int of a flag, if a tensor can hold it."""
+    value = int(word)
+    if abs(value) > LARGEST_INT:
+        raise argparse.ArgumentTypeError(f"{excerpt(word, 20)}: expected at most {LARGEST_INT:.1e}")
+    return value
+
+
+def _number(word: str) -> float:
+    """The float of a flag, if a float32 can hold it."""
+    value = float(word)
+    if math.isfinite(value) and abs(value) > LARGEST_FLOAT:
+        raise argparse.ArgumentTypeError(f"{excerpt(word, 20)}: expected at most {LARGEST_FLOAT}")
+    return value
 
 
 def command(main):
@@ -66,8 +105,8 @@ def command(main):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be loaded
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
                 raise
             message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
@@ -75,6 +114,15 @@ def command(main):
         leave(f"error: {message}", 2)
 
     return run
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, a GPU's, or a CPU's in torch, which has no class of its own."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator" in str(error)
+    )
 
 
 def leave(message: str, code: int):
@@ -86,7 +134,7 @@ def leave(message: str, code: int):
     if int(os.environ.get("RANK", 0)) > 0:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
         time.sleep(PATIENCE)
-    print(message, file=sys.stderr)
+    print(excerpt(message, LONGEST), file=sys.stderr)
     sys.exit(code)
 
 

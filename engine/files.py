@@ -28,8 +28,10 @@ def atomic_path(path):
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
         sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, name):
+            error.filename = str(path)  # what a message should name
         raise
 
 
