@@ -1,21 +1,24 @@
 """Runs on disk: `runs/<task>-<name>/` with config.json, best.* and last.safetensors, metrics.jsonl.
 
-Tensors are kept in safetensors files, everything else as JSON in their header: loading a checkpoint
-never runs code, and each file appears whole or not at all.
+Their safetensors files are trees (engine/trees.py), and each appears whole or not at all.
 """
 
+import contextlib
 import hashlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from engine.errors import InputError
+from engine.curves import plot_curves
+from engine.errors import InputError, excerpt
 from engine.files import ROOT, atomic_path, atomic_write, check_writable, remove_leftovers
 from engine.settings import Settings
+from engine.trees import load_tree, save_tree
 
 UNNAMED = {
     "use_gpu",
@@ -26,7 +29,6 @@ UNNAMED = {
     "out",
     "dtype",
 }  # and *_out
-RENAMED = {"input_quantiser": "input_quantizer"}  # parts of names in files of earlier versions
 
 
 class RunFolder:
@@ -109,9 +111,11 @@ def load_model(path, task: str, build_model):
         raise InputError(
             f"{path}: the state of a run, not its best epoch: give its best.safetensors"
         )
+    expect(tree, {"settings": dict, "model": dict}, path)
     settings = Settings(tree["settings"])
     has_backbone = "gpt.word_embedding.weight" in tree["model"]
-    model = build_model(settings, pretrained=not has_backbone)
+    with named_as_of_another_version(path, "settings"):
+        model = build_model(settings, pretrained=not has_backbone)
     load_trainable_state(model, tree["model"], path)
     return model, settings
 
@@ -120,8 +124,48 @@ def load_checkpoint(path, task: str) -> dict:
     """The tree of a best or last file; one that another task wrote is refused."""
     tree = load_tree(path)
     if tree.get("task") != task:
-        raise InputError(f"{path}: a checkpoint of task {tree.get('task')!r}, expected {task!r}")
+        found = excerpt(repr(tree.get("task")))
+        raise InputError(f"{path}: a checkpoint of task {found}, expected {task!r}")
     return tree
+
+
+def load_run(path, task: str, progress_type: type) -> dict:
+    """The tree of a last file, with its progress as an instance of that dataclass."""
+    tree = load_checkpoint(path, task)
+    expect(tree, {"progress": dict, "data": str, "random": list}, path)
+    values, known = tree["progress"], get_type_hints(progress_type)
+    unlike = sorted(values.keys() ^ known.keys(), key=str)
+    unlike += [
+        name for name in known.keys() & values.keys() if not _is_a(values[name], known[name])
+    ]
+    if unlike:
+        raise InputError(
+            f"{path}: the progress of another version of this project: {len(unlike)} fields "
+            f"differ, first {excerpt(str(unlike[0]))}: train anew, or use the code that wrote it"
+        )
+    tree["progress"] = progress_type(**values)
+    if not tree["progress"].finished:
+        expect(tree, {"model": dict, "optimizer": dict}, path)
+    return tree
+
+
+def expect(tree: dict, kinds: dict[str, type], path) -> None:
+    """Refuse a tree that lacks one of these keys, or holds something else there."""
+    for key, kind in kinds.items():
+        if not isinstance(tree.get(key), kind):
+            found = type(tree[key]).__name__ if key in tree else "nothing"
+            raise InputError(
+                f"{path}: found {found} under {key!r}, expected a {kind.__name__}: written by "
+                f"another version of this project: train anew, or use the code that wrote it"
+            )
+
+
+def _is_a(value, hint) -> bool:
+    """Whether a value is of the type that a dataclass declares; an int will do as a float."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else [get_origin(hint) or hint]
+    if isinstance(value, bool) or float not in kinds:
+        return type(value) in kinds
+    return isinstance(value, (*kinds, int))
 
 
 def trainable_state(model) -> dict[str, torch.Tensor]:
@@ -131,100 +175,39 @@ def trainable_state(model) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model, state: dict[str, torch.Tensor], where) -> None:
-    """The inverse of `trainable_state`; names and shapes must match exactly."""
+    """The inverse of `trainable_state`; names and shapes must match, and all be finite."""
     expected = trainable_state(model)
-    unlike = sorted(expected.keys() ^ state.keys())
-    unlike += [n for n in expected.keys() & state.keys() if expected[n].shape != state[n].shape]
+    unlike = sorted(expected.keys() ^ state.keys(), key=str)
+    for name in sorted(expected.keys() & state.keys()):
+        if getattr(state[name], "shape", None) != expected[name].shape:
+            unlike.append(name)
     if unlike:
         raise InputError(
             f"{where}: a checkpoint of another model: {len(unlike)} tensors differ, first "
-            f"{unlike[0]}: give the --model_size and flags that it was trained with"
+            f"{excerpt(str(unlike[0]))}: give the --model_size and flags that it was trained with"
+        )
+    names = [name for name, _ in model.named_parameters() if name in state]
+    broken = [name for name in names if not bool(state[name].isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{where}: {len(broken)} of {len(names)} tensors hold NaN or infinity, first "
+            f"{broken[0]}: a run that diverged, or a damaged file: train anew"
         )
     model.load_state_dict(state, strict=False)
 
 
-def save_tree(path, tree: dict) -> None:
-    """Write nested dicts, lists, tuples, numbers, strings and tensors into one file."""
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(_pack(tree, tensors))
+@contextlib.contextmanager
+def named_as_of_another_version(path, what: str) -> Iterator[None]:
+    """Content that today's code cannot take is an InputError, which names the file."""
     try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"tree": text})
-    except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written ({error}): free some space there") from error
-
-
-def load_tree(path, only: str | None = None) -> dict:
-    """Read what `save_tree` wrote, tensors onto the CPU; only: no other key of the outermost dict.
-
-    What is not asked for stays on the disk.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            pairs = json.loads((file.metadata() or {})["tree"])["dict"]
-            return {key: _unpack(item, file) for key, item in pairs if only in (None, key)}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such checkpoint") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        yield
+    except InputError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise InputError(
-            f"{path}: no whole checkpoint of this project ({error}): delete it and train again"
+            f"{path}: {what} of another version of this project, or damaged "
+            f"({excerpt(f'{type(error).__name__}: {error}')}): train anew"
         ) from error
-
-
-def _pack(value, tensors: dict):
-    """JSON for a tree; its tensors go into `tensors`, and dicts become lists of [key, value]."""
-    if isinstance(value, torch.Tensor):
-        name = f"tensor.{len(tensors)}"
-        value = value.detach().cpu().contiguous()
-        part_of_more = value.untyped_storage().nbytes() != value.nbytes
-        tensors[name] = value.clone() if part_of_more else value
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {"dict": [[key, _pack(item, tensors)] for key, item in value.items()]}
-    if isinstance(value, (list, tuple)):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_pack(item, tensors) for item in value]}
-    return value
-
-
-def _unpack(value, file):
-    if not isinstance(value, dict):
-        return value
-    [(kind, content)] = value.items()
-    if kind == "tensor":
-        return file.get_tensor(content).clone()  # a view would keep Windows from replacing the file
-    if kind == "dict":
-        return {_current_name(key): _unpack(item, file) for key, item in content}
-    items = [_unpack(item, file) for item in content]
-    return tuple(items) if kind == "tuple" else items
-
-
-def _current_name(key):
-    """A key of a stored dict as it is called today."""
-    for before, now in RENAMED.items() if isinstance(key, str) else ():
-        key = key.replace(before, now)
-    return key
-
-
-def plot_curves(history: list[dict], path, metric: str) -> None:
-    """Draw training loss and the dev metric by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    epochs = [record["epoch"] for record in history]
-    figure, left = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    left.plot(epochs, [r["train_loss"] for r in history], "o-", color="tab:blue")
-    left.set(xlabel="epoch", ylabel="training loss (nats a target)")
-    left.yaxis.label.set_color("tab:blue")
-    left.xaxis.get_major_locator().set_params(integer=True)
-    right = left.twinx()
-    right.plot(epochs, [r[metric] for r in history], "s-", color="tab:orange")
-    right.set_ylabel(metric.replace("_", " "))
-    right.yaxis.label.set_color("tab:orange")
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
 
 
 def current_commit() -> str:
