@@ -4,7 +4,13 @@ from dataclasses import asdict
 
 import torch
 
-from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
+from engine.checkpoint import (
+    RunFolder,
+    load_run,
+    load_trainable_state,
+    named_as_of_another_version,
+    trainable_state,
+)
 from engine.errors import InputError
 from engine.options import Progress
 from engine.parallel import Worker, gather
@@ -26,7 +32,7 @@ def save_state(folder: RunFolder, progress: Progress, model, optimizer, dataset,
 
 def load_state(folder: RunFolder, model, optimizer, dataset, worker: Worker) -> Progress:
     """Put weights, moments and random state back; a finished run only tells how it went."""
-    tree = load_checkpoint(folder.last, folder.task)
+    tree = load_run(folder.last, folder.task, Progress)
     if tree["data"] != dataset.fingerprint():
         raise InputError(f"{folder.last}: the training data has changed since: train anew")
     if len(tree["random"]) != worker.count:
@@ -34,11 +40,12 @@ def load_state(folder: RunFolder, model, optimizer, dataset, worker: Worker) -> 
             f"{folder.last}: saved by {len(tree['random'])} workers, these are "
             f"{worker.count}: start as many"
         )
-    progress = Progress(**tree["progress"])
+    progress = tree["progress"]
     if not progress.finished:
         load_trainable_state(model, tree["model"], folder.last)
-        optimizer.load_state_dict(tree["optimizer"])
-        _set_random_state(tree["random"][worker.rank], worker.device)
+        with named_as_of_another_version(folder.last, "an optimizer or a random state"):
+            optimizer.load_state_dict(tree["optimizer"])
+            _set_random_state(tree["random"][worker.rank], worker.device)
     return progress
 
 
