@@ -38,11 +38,10 @@ def excerpt(value, limit: int = EXCERPT) -> str:
 
     A value that is no text is shown as Python writes it.
     """
-    text = value if isinstance(value, str) else repr(value)
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
     cut = len(text) - limit
-    text = " ".join(text[:limit].split()) if cut <= 0 else text[:limit]
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text + f"… ({cut:,} more characters)" * (cut > 0)
+    shown = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit]]
+    return "".join(shown) + f"… ({cut:,} more characters)" * (cut > 0)
 
 
 def notice(message: str) -> None:

@@ -1,7 +1,6 @@
 """Models by name: a bundled folder, the user's own, or HuggingFace's hub; loading and saving."""
 
 import contextlib
-import json
 import socket
 import tempfile
 import urllib.parse
@@ -13,8 +12,9 @@ from pickle import UnpicklingError
 from safetensors import SafetensorError
 
 from config import SIZES, GPT2Config
-from engine.errors import InputError, did_you_mean
+from engine.errors import InputError, did_you_mean, excerpt
 from engine.files import ROOT, atomic_path, remove_leftovers
+from engine.model_config import check_finite, check_numbers, check_shape, read_document
 from models.base_gpt import read_config
 from models.gpt2 import GPT2Model
 
@@ -25,6 +25,7 @@ TOKENIZER_FILES = (
     ("config.json", "tokenizer.json"),
     ("config.json", "vocab.json", "merges.txt"),
 )
+PROBE = "Yes, no: 1 +\n\tü."  # what a whole tokenizer can encode
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 WEIGHTS += tuple(f"{name}.index.json" for name in WEIGHTS)  # of shards
 UNREADABLE = (
@@ -115,14 +116,22 @@ def load_tokenizer(model_size: str = "gpt2"):
     from transformers import AutoTokenizer
 
     try:
+        document = read_document(folder / "config.json")
+        check_numbers(document)
+        vocab_size = document["vocab_size"]
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        vocab_size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        largest = max(tokenizer(PROBE)["input_ids"], default=0)
     except Exception as error:  # tokenizers, in Rust, raises no narrower one
-        reason = " ".join(f"{type(error).__name__} {error}".split())
+        reason = excerpt(f"{type(error).__name__} {error}")
         raise InputError(
             f"{folder}: the tokenizer cannot be read ({reason}): copy its files again"
         ) from error
-    if len(tokenizer) > vocab_size:
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{folder}: the tokenizer has no end token: name one as eos_token in "
+            f"tokenizer_config.json, or copy its files again"
+        )
+    if len(tokenizer) > vocab_size or largest >= vocab_size:
         raise InputError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model's config.json "
             f"{vocab_size}: copy the files of one and the same model"
@@ -161,16 +170,19 @@ def load_gpt2(model_size: str = "gpt2", **shape) -> GPT2Model:
         raise InputError(f"{file}: not found: this folder is no HuggingFace checkpoint")
     try:
         with quiet_transformers():
-            read_config(folder)
+            check_numbers(read_document(file))
+            check_shape(read_config(folder), folder)
             file = next((path for name in WEIGHTS if (path := folder / name).exists()), folder)
-            return GPT2Model.from_pretrained(folder, **shape)
+            model = GPT2Model.from_pretrained(folder, **shape)
+            check_finite(model)
+            return model
     except (*UNREADABLE, StrictDataclassError) as error:
         reason = " ".join(f"{error}".split()).partition(". ")[0] or type(error).__name__
         if any(isinstance(cause, UnpicklingError) for cause in _chain(error)):
             reason = "no pickle, or one of more than weights, which is refused"
         if reason.startswith(f"{folder}: "):  # the lesson's own message
-            raise InputError(f"{reason}: copy the checkpoint again") from error
-        raise InputError(f"{file}: {reason[:300]}: copy the checkpoint again") from error
+            raise InputError(f"{excerpt(reason)}: copy the checkpoint again") from error
+        raise InputError(f"{file}: {excerpt(reason)}: copy the checkpoint again") from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
