@@ -34,6 +34,7 @@ from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import (
     BlockBatches,
     TokenBlocks,
+    check_tokens,
     collate_blocks,
     documents,
     save_tokenizer,
@@ -170,6 +171,10 @@ def prepare_data(args, worker: Worker) -> Path:
     folder = Path(args.runs_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if worker.is_main and not (folder / "valid.json").exists():
         write_data(args, folder)
+    if worker.is_main:
+        vocab_size = len(load_tokenizer(str(folder)))
+        for name in ("train", "valid"):
+            check_tokens(folder / f"{name}.bin", vocab_size)
     wait_for_main(worker)
     return folder
 

@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from engine.errors import InputError
+from engine.errors import InputError, excerpt
 from engine.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
+FACTS = {"documents": int, "bytes": int, "tokens": int, "dtype": str, "sha256": str}
 ANSWERS = ["yes", "no"] * 5000  # often enough to become one token each: the cloze answers by them
 
 
@@ -128,12 +129,45 @@ def facts_path(path) -> Path:
     return Path(path).with_suffix(".json")
 
 
+def read_facts(path) -> dict:
+    """The facts of a token file, whose length must be as they say; its content is not looked at."""
+    path, facts = Path(path), facts_path(path)
+    remedy = f"delete the folder {path.parent} and repeat"
+    try:
+        found = json.loads(facts.read_text(encoding="utf-8"))
+        size = found["tokens"] * {"uint16": 2, "uint32": 4}[found["dtype"]]
+        right = all(type(found[name]) is kind for name, kind in FACTS.items())
+        length = path.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = excerpt(f"{type(error).__name__}: {error}")
+        raise InputError(f"{facts}: no facts of a token file ({reason}): {remedy}") from error
+    if not right or found["bytes"] < 1 or found["tokens"] < 1:
+        raise InputError(f"{facts}: found {excerpt(found)}, expected counts above 0: {remedy}")
+    if length != size:
+        raise InputError(f"{path}: {length:,} bytes, expected {size:,}: {remedy}")
+    return found
+
+
+def check_tokens(path, vocab_size: int) -> None:
+    """Compare a token file with its checksum, and its tokens with the size of the vocabulary."""
+    facts, digest, largest = read_facts(path), hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            digest.update(chunk)
+            largest = max(largest, int(np.frombuffer(chunk, dtype=facts["dtype"]).max()))
+    remedy = f"delete the folder {Path(path).parent} and repeat"
+    if digest.hexdigest() != facts["sha256"]:
+        raise InputError(f"{path}: its content differs from the checksum beside it: {remedy}")
+    if largest >= vocab_size:
+        raise InputError(f"{path}: found token {largest}, expected below {vocab_size}: {remedy}")
+
+
 class TokenBlocks(Dataset):
     """Blocks of t tokens of a file that `write_tokens` wrote, which stays on the disk."""
 
     def __init__(self, path, t: int, most: int | None = None):
         """most: only so many blocks, spread over the file."""
-        self.facts = json.loads(facts_path(path).read_text(encoding="utf-8"))
+        self.facts = read_facts(path)
         self.tokens = np.memmap(path, dtype=self.facts["dtype"], mode="r")
         self.t, blocks = t, (len(self.tokens) - 1) // t
         if blocks < 1:

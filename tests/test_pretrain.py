@@ -1,10 +1,12 @@
 """Pre-training: text in, a folder out that transformers loads with equal logits; exact resume."""
 
+import hashlib
 import itertools
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from course_files import (
     FEELINGS,
     THINGS,
     VERSES,
+    WORKER,
     call_main,
     predicted,
     work_in,
@@ -305,6 +308,49 @@ def test_a_run_that_diverges_stops_with_one_line(flags, said, place, monkeypatch
     assert stop.value.code == 2 and error.startswith("error: epoch ") and error.count("\n") == 1
     assert said in error and "give a smaller --lr or --clip 1" in error
     assert not list(Path("out").iterdir()) and not list(Path("runs").glob("*/best.safetensors"))
+
+
+# -- the kept tokens ---------------------------------------------------------------------------
+
+
+def damage_tokens(kind: str, folder: Path) -> None:
+    path, facts = folder / "train.bin", folder / "train.json"
+    content = path.read_bytes()
+    if kind == "half":
+        path.write_bytes(content[: len(content) // 4 * 2])
+    elif kind == "odd length":
+        path.write_bytes(content[:-1])
+    elif kind == "one token":
+        path.write_bytes(b"\x00\x01" + content[2:])
+    elif kind == "outside the vocabulary":
+        content = b"\xff\xff" + content[2:]
+        path.write_bytes(content)
+        known = json.loads(facts.read_text(encoding="utf-8"))
+        facts.write_text(json.dumps(known | {"sha256": hashlib.sha256(content).hexdigest()}))
+    elif kind == "no facts":
+        facts.write_text("null")
+    else:
+        facts.write_text('{"dtype": "object", "tokens": -1, "bytes": 0}')
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("half", "train.bin: "),
+        ("odd length", "bytes, expected"),
+        ("one token", "its content differs from the checksum beside it"),
+        ("outside the vocabulary", "found token 65535, expected below "),
+        ("no facts", "train.json: no facts of a token file"),
+        ("other facts", "train.json: no facts of a token file"),
+    ],
+)
+def test_kept_tokens_that_are_damaged_are_refused(kind, said, place):
+    args = pretrain.get_args(["--text", "text.txt", "--out", "out", *SHORT])
+    folder = pretrain.prepare_data(args, WORKER)
+    damage_tokens(kind, folder)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        pretrain.prepare_data(args, WORKER)
+    assert f"delete the folder {folder}" in str(caught.value)
 
 
 # -- bad input ---------------------------------------------------------------------------------
