@@ -7,30 +7,27 @@ python data/download.py --from DIR      from a folder that has them, without net
 """
 
 import hashlib
-import http.client
 import json
 import os
+import re
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.errors import InputError, Parser, command
+from engine.errors import InputError, Parser, command, excerpt
 from engine.files import atomic_path, atomic_write, check_writable
+from engine.web import Lacking, Unreachable, append, read_small
 
 # isort: split
 
 COMMIT = "7570cfa"
 RAW_URL = f"https://raw.githubusercontent.com/cfifty/public_cs224n_gpt/{COMMIT}/data"
 LIST_URL = f"https://api.github.com/repos/cfifty/public_cs224n_gpt/contents/data?ref={COMMIT}"
-TIMEOUT = 20  # seconds without any byte
-CHUNK = 1 << 16
-BAR = {"unit": "B", "unit_scale": True, "leave": False, "disable": None}  # None: terminals only
+LARGEST_FILE = 1 << 30  # bytes
 LISTING = f".listing-{COMMIT}.json"  # GitHub's answer is kept: a second call needs no network
 
 
@@ -67,14 +64,6 @@ SMALL_QUORA = {
 # A source without these is told of, and no error: part 1 and the training of sonnets go without.
 OPTIONAL = {"TRUE_sonnets_held_out_dev.txt", *SMALL_QUORA}
 NAMES = [*FILES, *SMALL_QUORA]
-
-
-class Lacking(InputError):
-    """The source has no such file."""
-
-
-class Unreachable(InputError):
-    """There is no way to the server."""
 
 
 def blob_of(path: Path) -> Blob:
@@ -185,7 +174,7 @@ class Course:
         url, part = f"{RAW_URL}/{path.name}", path.with_name(f"{path.name}.part")
         start = part.stat().st_size if part.exists() else 0
         if start != blob.size:
-            _append(url, part, start=start if start < blob.size else 0, size=blob.size)
+            append(url, part, start=start if start < blob.size else 0, size=blob.size)
         found = blob_of(part)
         if found != blob:
             part.unlink()
@@ -201,64 +190,31 @@ class Course:
 def listing(path: Path) -> dict[str, Blob]:
     """The files of the course's data folder at the pinned commit, as GitHub lists them."""
     if path.exists():
-        text, where = path.read_bytes(), f"{path}: delete it"
-    else:
-        with _open(LIST_URL) as response:
-            text = b"".join(iter(lambda: _read(response), b""))
-        where = LIST_URL
-    try:
-        blobs = {entry["name"]: Blob(entry["sha"], entry["size"]) for entry in json.loads(text)}
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{where}: {text[:60]!r} is no listing of files: run it again") from error
-    if not path.exists():
-        with atomic_write(path, "wb") as file:
-            file.write(text)
+        return _blobs(path.read_bytes(), f"{path}: delete it")
+    text = read_small(LIST_URL)
+    blobs = _blobs(text, LIST_URL)
+    with atomic_write(path, "wb") as file:
+        file.write(text)
     return blobs
 
 
-def _append(url: str, part: Path, *, start: int, size: int) -> None:
-    """Get the bytes from `start` on, or all of them where the server knows no ranges."""
-    from tqdm import tqdm
-
-    with _open(url, {"Range": f"bytes={start}-"} if start else {}) as response:
-        start = start if response.status == http.client.PARTIAL_CONTENT else 0
-        bar = tqdm(total=size, initial=start, desc=part.stem, **BAR)
-        with bar, open(part, "ab" if start else "wb") as file:
-            while (chunk := _read(response)) and file.tell() <= size:
-                file.write(chunk)
-                bar.update(len(chunk))
-    if (here := part.stat().st_size) < size:
-        raise InputError(
-            f"{url}: the connection ended after {here:,} of {size:,} bytes: run it again, it goes "
-            f"on from {part.name}"
-        )
-
-
-def _open(url: str, headers: dict | None = None):
+def _blobs(text: bytes, where: str) -> dict[str, Blob]:
+    """A listing's files: name, git hash and size of each must be what they should."""
     try:
-        request = urllib.request.Request(url, headers=headers or {})
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == http.client.NOT_FOUND:
-            raise Lacking(f"{url}: the server has no such file") from error
-        raise InputError(
-            f"{url}: the server answered {error.code} {error.reason}, expected 200: repeat later"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise Unreachable(
-            f"{url} cannot be reached ({getattr(error, 'reason', error)}): (1) connect to the "
-            f"internet and repeat, (2) copy the files by --from DIR, or (3) give the scripts the "
-            f"small sample, by --data_dir data/sample"
-        ) from error
-
-
-def _read(response) -> bytes:
-    """The next bytes; none at the end, nor at an early end, which the file's size tells."""
-    try:
-        return response.read(CHUNK)
-    except (OSError, http.client.HTTPException):
-        return b""
+        entries = json.loads(text)
+        blobs = {entry["name"]: Blob(entry["sha"], entry["size"]) for entry in entries}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        found = excerpt(repr(text[:60]))
+        raise InputError(f"{where}: {found} is no listing of files: run it again") from error
+    for name, blob in blobs.items():
+        is_hash = isinstance(blob.sha, str) and re.fullmatch("[0-9a-f]{40}", blob.sha)
+        is_size = type(blob.size) is int and 0 <= blob.size <= LARGEST_FILE
+        if not (isinstance(name, str) and is_hash and is_size):
+            raise InputError(
+                f"{where}: found {excerpt([name, blob.sha, blob.size])}, expected a name, a git "
+                f"hash and a size from 0 to {LARGEST_FILE:,}: run it again"
+            )
+    return blobs
 
 
 @command

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if ranged else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(body[start : server.cut])
+        if not server.pause:
+            return self.wfile.write(body[start : server.cut])
+        for byte in body[start:]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(server.pause)
 
     def log_message(self, *_):
         pass
@@ -68,6 +73,7 @@ def server(monkeypatch, blobs):
     """The course's repository on this machine, with small files; the program is pointed at it."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.requests, server.cut, server.knows_ranges = dict(CONTENTS), [], None, True
+    server.pause = 0  # seconds after each byte
     server.listing = [{"name": n, "sha": blobs[n].sha, "size": blobs[n].size} for n in QUORA]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     where = f"http://127.0.0.1:{server.server_port}"
@@ -235,6 +241,7 @@ def test_the_smaller_quora_split_is_right_without_network_but_only_whole(
     server, call, data, blobs, monkeypatch
 ):
     monkeypatch.setattr(download, "SMALL_QUORA", {name: blobs[name] for name in QUORA})
+    server.pause = 0  # seconds after each byte
     server.listing = [{"name": n, "sha": "0" * 40, "size": 1} for n in QUORA]
     write_all(data)
     assert call()[0] == 0 and server.requests == []
@@ -334,3 +341,53 @@ def test_the_files_are_those_that_the_tasks_read():
     tasks = {"sst": SPLITS, "cfimdb": SPLITS, "paraphrase": SPLITS, "sonnet": (*SPLITS, "gold")}
     read = {data_file(task, split) for task, splits in tasks.items() for split in splits}
     assert read == set(download.NAMES)
+
+
+# -- servers that mean no good -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, "12", -1, 1.5, True, 10**12, [], {}])
+def test_a_listing_with_a_wrong_size_is_refused_and_not_kept(size, server, call, data):
+    server.listing[0]["size"] = size
+    code, said = call()
+    assert code == 2 and "Traceback" not in said
+    assert "expected a name, a git hash and a size" in said
+    assert not list(data.glob(".listing*"))
+
+
+@pytest.mark.parametrize("listing", [None, 5, "text", [None], [[]], {"message": "rate limit"}])
+def test_what_is_no_listing_is_refused_and_not_kept(listing, server, call, data):
+    server.listing = listing
+    code, said = call()
+    assert code == 2 and "is no listing of files" in said and not list(data.glob(".listing*"))
+
+
+def test_a_kept_listing_that_is_damaged_is_named(server, call, data):
+    path = data / download.LISTING
+    path.write_text('[{"name": "quora-dev.csv", "sha": 5, "size": 3}]', encoding="utf-8")
+    code, said = call()
+    assert code == 2 and f"{path}: delete it" in said
+
+
+def test_an_endless_listing_is_cut_off(server, call, monkeypatch):
+    monkeypatch.setattr("engine.web.LARGEST_ANSWER", 1000)
+    server.listing = ["x" * 5000]
+    code, said = call()
+    assert code == 2 and "bytes and no end, expected 1,000 at most" in said
+
+
+def test_a_server_that_is_too_slow_is_left_and_the_next_call_goes_on(
+    server, call, data, monkeypatch
+):
+    """One byte now and then keeps a connection alive for ever."""
+    monkeypatch.setattr("engine.web.PATIENCE", 0.2)
+    monkeypatch.setattr("engine.web.SLOWEST", 1e9)
+    server.pause = 0.005
+    code, said = call()
+    part = data / "sonnets.txt.part"
+    assert code == 2 and f"too slow, after {part.stat().st_size:,} of {len(SONNETS):,}" in said
+    assert 0 < part.stat().st_size < len(SONNETS)
+    server.pause = 0
+    monkeypatch.setattr("engine.web.PATIENCE", 60)
+    call()
+    assert (data / "sonnets.txt").read_bytes() == SONNETS
