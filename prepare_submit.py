@@ -22,14 +22,13 @@ from engine.files import ROOT, atomic_write
 
 from engine.prediction_files import header_column, origin, read_gold, read_predictions, split_row
 from engine.records import (
-    LINE_END,
     NUM_LABELS,
     SONNET_HEADER,
     Record,
     data_file,
     read_sonnets,
-    read_table,
 )
+from engine.tables import LINE_END, read_table
 
 ZIP_NAME = "cs224n_default_final_project_submission.zip"
 PROGRAMS = (

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine.errors import InputError, Parser, command, excerpt
+from engine.errors import InputError, Parser, command, quoted
 from engine.files import atomic_path, atomic_write, check_writable
 from engine.web import Lacking, Unreachable, append, read_small
 
@@ -204,14 +204,14 @@ def _blobs(text: bytes, where: str) -> dict[str, Blob]:
         entries = json.loads(text)
         blobs = {entry["name"]: Blob(entry["sha"], entry["size"]) for entry in entries}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        found = excerpt(repr(text[:60]))
+        found = quoted(text[:60])
         raise InputError(f"{where}: {found} is no listing of files: run it again") from error
     for name, blob in blobs.items():
         is_hash = isinstance(blob.sha, str) and re.fullmatch("[0-9a-f]{40}", blob.sha)
         is_size = type(blob.size) is int and 0 <= blob.size <= LARGEST_FILE
         if not (isinstance(name, str) and is_hash and is_size):
             raise InputError(
-                f"{where}: found {excerpt([name, blob.sha, blob.size])}, expected a name, a git "
+                f"{where}: found {quoted([name, blob.sha, blob.size])}, expected a name, a git "
                 f"hash and a size from 0 to {LARGEST_FILE:,}: run it again"
             )
     return blobs

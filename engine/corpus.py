@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from engine.errors import InputError, excerpt
+from engine.errors import InputError, excerpt, quoted
 from engine.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
@@ -142,7 +142,7 @@ def read_facts(path) -> dict:
         reason = excerpt(f"{type(error).__name__}: {error}")
         raise InputError(f"{facts}: no facts of a token file ({reason}): {remedy}") from error
     if not right or found["bytes"] < 1 or found["tokens"] < 1:
-        raise InputError(f"{facts}: found {excerpt(found)}, expected counts above 0: {remedy}")
+        raise InputError(f"{facts}: found {quoted(found)}, expected counts above 0: {remedy}")
     if length != size:
         raise InputError(f"{path}: {length:,} bytes, expected {size:,}: {remedy}")
     return found

@@ -34,14 +34,16 @@ def some(names: list[str], shown: int = 5) -> str:
 
 
 def excerpt(value, limit: int = EXCERPT) -> str:
-    """What a message shows of foreign text: one line, printable, cut with a count.
-
-    A value that is no text is shown as Python writes it.
-    """
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    """What a message shows of foreign text: one line, printable, cut with a count."""
+    text = " ".join(str(value).split())
     cut = len(text) - limit
     shown = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit]]
     return "".join(shown) + f"… ({cut:,} more characters)" * (cut > 0)
+
+
+def quoted(value, limit: int = EXCERPT) -> str:
+    """The same of a value as Python writes it, text in quotes."""
+    return excerpt(repr(value), limit)
 
 
 def notice(message: str) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from engine.errors import quoted
 from models.base_gpt import CONFIG
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
@@ -32,7 +33,7 @@ def check_numbers(document: dict) -> None:
     for name in RULES.keys() & document.keys():
         expected, is_right = RULES[name]
         if not is_right(document[name]):
-            raise ValueError(f"{name} is {document[name]!r}, expected {expected}")
+            raise ValueError(f"{name} is {quoted(document[name])}, expected {expected}")
 
 
 def check_shape(values: dict, folder: Path) -> None:

@@ -11,17 +11,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.errors import InputError
+from engine.errors import InputError, quoted
 from engine.files import atomic_write
 from engine.records import (
     NUM_LABELS,
     SONNET_HEADER,
     Record,
+    check_id,
     read_pairs,
     read_sentiment,
-    read_text,
-    verses_only,
 )
+from engine.sonnet_headings import verses_only
+from engine.tables import read_text
 
 ANSWER_TOKENS = {0: 3919, 1: 8505}  # "no" and "yes" in GPT-2's vocabulary
 SENTIMENTS = NUM_LABELS["sst"]  # CFIMDB's two are written by the first two numbers
@@ -46,7 +47,7 @@ def write_sonnets(path, sonnets: list[Record]) -> None:
     with atomic_write(path) as file:
         file.write(f"{SONNET_HEADER}\n\n")
         for sonnet in sonnets:
-            file.write(f"\n{sonnet.sent_id}\n{verses_only(sonnet)}\n\n")
+            file.write(f"\n{sonnet.sent_id}\n{verses_only(sonnet.text, sonnet.sent_id)}\n\n")
 
 
 def header_column(line: str) -> str | None:
@@ -83,17 +84,18 @@ def read_predictions(path, column: str | None = None) -> PredictionFile:
     if found not in columns:
         expected = " or ".join(repr(f"id, {known}") for known in columns)
         raise InputError(
-            f"{path}, line 1: found {header.strip()!r}, expected {expected}: give predictions of "
-            f"one task"
+            f"{path}, line 1: found {quoted(header.strip())}, expected {expected}: give "
+            f"predictions of one task"
         )
     classes: dict[str, int] = {}
     for number, line in enumerate(lines, start=2):
         sent_id, value = split_row(line) or ("", "")
         if value not in CLASSES[found]:
             raise InputError(
-                f"{path}, line {number}: found {line.strip()!r}, expected an id and one of "
+                f"{path}, line {number}: found {quoted(line.strip())}, expected an id and one of "
                 f"{', '.join(CLASSES[found])}: predict anew"
             )
+        check_id(sent_id, f"{path}, line {number}")
         if sent_id in classes:
             raise InputError(f"{path}, line {number}: id {sent_id} stands twice: predict anew")
         classes[sent_id] = CLASSES[found][value]

@@ -3,24 +3,14 @@
 Errors name the file, the line, what was found and what was expected.
 """
 
-import csv
-import io
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from engine.errors import InputError, some
+from engine.errors import InputError, quoted, some
+from engine.sonnet_headings import headed
+from engine.tables import read_table
 
 NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
-END = "\x03 end of file"  # added as a last row: a quote that never closes swallows it
 SONNET_HEADER = "--Generated Sonnets--"  # the first line of a file of generated sonnets
-LINE_END = re.compile(r"\r*\n|\r")  # of Unix, Windows and old Macs
-SPACE = r"\s\u200b-\u200f\u2060\ufeff"  # also what is of no width
-MARK = rf"[{SPACE}#*()\[\].:–—-]*"
-ROMAN = r"(?=[CLXVI])C{0,3}(?:XC|XL|L?X{0,4})(?:IX|IV|V?I{0,4})"  # 1 to 399
-NUMBER_ALONE = re.compile(rf"[{SPACE}]*(\d+)[{SPACE}]*")
-HEADING = re.compile(rf"{MARK}(?:SONNET{MARK})?(?:(\d{{1,9}})|({ROMAN})){MARK}")
 
 
 SONNET_FILES = {
@@ -141,7 +131,7 @@ def read_sonnets(path) -> list[Record]:
     Where no heading came before, it always is one.
     """
     seen, records = set(), []
-    for number, place, lines in _headed(path):
+    for number, place, lines in headed(path):
         _new_id(number, seen, f"{path}, line {place}")
         records.append(Record(number, "\n".join(lines).strip()))
         if not records[-1].text:
@@ -156,153 +146,14 @@ def read_sonnets(path) -> list[Record]:
     return records
 
 
-def _headed(path) -> list[tuple[str, int, list[str]]]:
-    """Of each sonnet its number, the line of its heading, and the lines that follow."""
-    found = []
-    for place, line in _numbered_lines(read_text(path)):
-        last, _, lines = found[-1] if found else (None, 0, [])
-        number, signs = _heading(line, last, lines)
-        if signs == 1:
-            raise InputError(
-                f"{path}, line {place}: found {line.strip()!r} in sonnet {last}, which may be a "
-                f"heading or a verse: write a heading in digits alone, or end a verse with a comma"
-            )
-        if signs == 2:
-            found.append((number, place, []))
-        elif line or lines:
-            lines.append(line)
-    return found
-
-
-def verses_only(sonnet: Record) -> str:
-    """A sonnet's text as `read_sonnets` gives it back, whoever wrote its lines.
-
-    A line that might be taken for a heading gets a comma.
-    """
-    lines = []
-    for _, line in _numbered_lines(sonnet.text.strip()):
-        _, signs = _heading(line, sonnet.sent_id, lines)
-        lines.append(f"{line}," if signs else line)
-    return "\n".join(lines)
-
-
-def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:
-    """(an editor's line number, line without spaces at its end).
-
-    What cuts a line for Python alone, as a form feed does, is no line end for editors.
-    """
-    for place, line in enumerate(LINE_END.split(text), start=1):
-        for part in line.splitlines() or [""]:
-            yield place, part.rstrip()
-
-
-def _heading(line: str, last: str | None, before: list[str]) -> tuple[str | None, int]:
-    """The number in a line that looks like a heading, and how many of the two signs it has.
-
-    last: the number of the heading before, None if there is none; before: the lines since then.
-    """
-    alone, found = NUMBER_ALONE.fullmatch(line), HEADING.fullmatch(line.upper())
-    if alone:
-        return alone[1], 2
-    if not found:
-        return None, 0
-    number = int(found[1]) if found[1] else _roman(found[2])
-    after_blank = bool(before) and not before[-1]
-    return str(number), 2 if last is None else after_blank + (str(number - 1) == last)
-
-
-def _roman(numeral: str) -> int:
-    """A letter before a larger one counts negative."""
-    values = [{"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}[letter] for letter in numeral]
-    following = [*values[1:], 0]
-    return sum(-v if v < after else v for v, after in zip(values, following, strict=True))
-
-
-def missing(path) -> InputError:
-    """What is said of a data file that is not there."""
-    return InputError(
-        f"{path}: no such file in {Path(path).resolve().parent}: python data/download.py brings "
-        f"the course's files, and --data_dir data/sample has small ones to try things with"
-    )
-
-
-def read_text(path) -> str:
-    """A whole UTF-8 file; that it is missing, empty or not UTF-8 is said with the place."""
-    try:
-        data = Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise missing(path) from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+def check_id(sent_id: str, where: str) -> None:
+    """Refuse what a spreadsheet takes for a formula, and what a terminal obeys or does not show."""
+    plain = sent_id.isprintable() and not any(c.isspace() or c in ',"' for c in sent_id)
+    if not plain or sent_id.startswith(("=", "+", "-", "@")):
         raise InputError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8: save the file as "
-            f"UTF-8"
-        ) from error
-    if not text.strip():
-        raise InputError(f"{path}: the file is empty: get it again by python data/download.py")
-    return text.replace("\r\n", "\n")
-
-
-def read_table(path, columns: list[str], may_be_short: bool = False):
-    """Rows of a tab-separated file with a header, as (line number, {column: text}).
-
-    Read with csv's default quoting, as the course does. `may_be_short` lets cells be missing at a
-    row's end, None then (Quora has such rows); else each row must be as long as the header.
-    """
-    text = f"{read_text(path)}\n{END}"
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
-    lines = list(io.StringIO(text, newline=""))
-    reader = csv.reader(lines, delimiter="\t")
-    header = next(reader)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise InputError(
-            f"{path}, line 1: no column {', '.join(missing)}: found {header}, expected the "
-            f"tab-separated columns {columns}"
+            f"{where}: found the id {quoted(sent_id)}, expected letters and digits without "
+            f"spaces, signs or commas: mend the row"
         )
-    places = {name: header.index(name) for name in columns}
-    rows, line = [], 2
-    for cells in reader:
-        if (open_at := _unclosed(cells, lines[line - 1 : reader.line_num])) is not None:
-            raise InputError(
-                f"{path}, line {line + open_at}: a quote opens here and never closes: mend it"
-            )
-        if cells == [END]:
-            break
-        short = len(cells) < len(header) and not may_be_short
-        if cells and (short or len(cells) > len(header)):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells, expected {len(header)}: mend the row"
-            )
-        if cells:
-            rows.append(
-                (line, {n: cells[i] if i < len(cells) else None for n, i in places.items()})
-            )
-        line = reader.line_num + 1
-    if not rows:
-        raise InputError(f"{path}: a header and no rows: get it again by python data/download.py")
-    return rows
-
-
-def _unclosed(cells: list[str], lines: list[str]) -> int | None:
-    """In which of a row's lines a quote opens that never closes; None if all of them close.
-
-    Such a quote swallows rows, up to one that holds a quote of its own. That one then stands where
-    no quote may: before other text. A cell that was meant to hold tabs and lines ends as it should.
-    """
-    before = 0
-    for cell in cells:
-        if cell.endswith(END) and cell != END:
-            return before
-        if "\n" in cell and "\t" in cell:
-            try:
-                list(csv.reader(lines, delimiter="\t", strict=True))
-            except csv.Error:
-                return before
-        before += cell.count("\n")
-    return None
 
 
 def _new_id(cell: str | None, seen: set[str], where: str) -> str:
@@ -310,6 +161,7 @@ def _new_id(cell: str | None, seen: set[str], where: str) -> str:
     sent_id = (cell or "").lower().strip()
     if not sent_id:
         raise InputError(f"{where}: the id is empty: every row needs its own")
+    check_id(sent_id, where)
     if sent_id in seen:
         raise InputError(f"{where}: id {sent_id} stands twice: every row needs its own")
     seen.add(sent_id)
@@ -322,5 +174,7 @@ def _label(cell: str | None, num_labels: int, where: str) -> int:
     except (TypeError, ValueError):
         label = -1
     if label not in range(num_labels):
-        raise InputError(f"{where}: label {cell!r}, expected one of {list(range(num_labels))}")
+        raise InputError(
+            f"{where}: label {quoted(cell)}, expected one of {list(range(num_labels))}"
+        )
     return int(label)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from engine.files import atomic_write
 from engine.prediction_files import write_sonnets
-from engine.records import data_file, read_sonnets, read_text
+from engine.records import data_file, read_sonnets
 from engine.sonnets import opening, openings
+from engine.tables import read_text
 
 WHOLE, SMALL = "whole", "small"
 GOLD, PROMPTS, SONNETS = (data_file("sonnet", split) for split in ("gold", "test", "train"))

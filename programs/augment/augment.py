@@ -38,9 +38,8 @@ from engine.classification import ClassificationTask
 from engine.flags import check_range
 from engine.records import (
     data_file,
-    read_table,
-    read_text,
 )
+from engine.tables import read_table, read_text
 from engine.task import Task
 from programs.augment.leak_check import HeldOut, texts_of
 from programs.augment.text import (

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.files import atomic_write
-from engine.records import Record, read_text
+from engine.records import Record
 from engine.sonnets import PROMPT_LINES, continuation, opening_lines, prompt_text, verses
+from engine.tables import read_text
 
 RHYMES = "ababcdcdefefgg"
 LAST_WORD = re.compile(r"([^\W_][\w'’-]*)(\W*)$")

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from engine.errors import InputError
 from engine.files import ROOT, atomic_write
-from engine.records import data_file, missing, read_sonnets
+from engine.records import data_file, read_sonnets
 from engine.sonnets import opening, prompt_text
+from engine.tables import missing
 from programs.search.space import words_of
 from programs.tasks import TASKS
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from engine.errors import EXCERPT, InputError, Parser, command, excerpt
+from engine.errors import EXCERPT, InputError, Parser, command, excerpt, quoted
 from engine.files import ROOT
 
 
@@ -29,7 +29,7 @@ def raising(error: Exception):
 
 def test_a_short_text_is_shown_as_it_is_on_one_line():
     assert excerpt("a\tb\n c") == "a b c"
-    assert excerpt({"a": 1}) == "{'a': 1}"
+    assert quoted("a\tb") == r"'a\tb'"
 
 
 def test_a_long_text_is_cut_and_what_is_left_out_is_counted():

@@ -31,3 +31,10 @@ def test_the_column_of_another_task_is_refused_in_the_courses_form_too(tmp_path)
     path = write(tmp_path / "p.csv", f"{COURSE}\na1, 3 \n")
     with pytest.raises(InputError, match=r"line 1: found 'id \\t Predicted_Sentiment', expected"):
         read_predictions(path, "Predicted_Is_Paraphrase")
+
+
+@pytest.mark.parametrize("sent_id", ["=1+1", "a\x1b[2Jb", "-5", "a\u200bb"])
+def test_an_id_that_a_spreadsheet_or_a_terminal_would_obey_is_refused(tmp_path, sent_id):
+    path = write(tmp_path / "p.csv", f"id, Predicted_Sentiment \na1, 3 \n{sent_id}, 2 \n")
+    with pytest.raises(InputError, match=r"p\.csv, line 3: found the id "):
+        read_predictions(path)

@@ -21,11 +21,11 @@ from engine.records import (
     read_pairs,
     read_sentiment,
     read_sonnets,
-    read_table,
     rows_in_both,
     spaced,
     warn_of_rows_in_both,
 )
+from engine.tables import read_table
 
 needs_course_data = pytest.mark.skipif(
     not COURSE_DATA.is_dir(), reason="the course's data are not here"
@@ -472,3 +472,62 @@ def test_a_quote_that_never_closes_is_named_by_the_line_on_which_it_opens(tmp_pa
     text = '\tid\tsentence\tsentiment\n0\t"a\n\n"\t"so\t1\n1\tb\tit is "fine"\t1\n'
     with pytest.raises(InputError, match=r"a\.csv, line 4: a quote opens here and never closes"):
         read_sentiment(write(tmp_path / "a.csv", text), 2)
+
+
+# -- what must not reach a prediction file, a spreadsheet or a terminal ------------------------
+
+
+@pytest.mark.parametrize(
+    "sent_id",
+    [
+        "=1+1",
+        "+7",
+        "-7",
+        "@sum",
+        "a\x1b[31mb",
+        "a\u200bb",
+        "\u202eab",
+        "a b",
+        "a,b",
+        '"a\nb"',
+        "a\x00",
+    ],
+)
+@pytest.mark.parametrize("kind", ["sentiment", "pairs"])
+def test_an_id_that_others_would_obey_or_not_see_is_refused(kind, sent_id, tmp_path):
+    if kind == "sentiment":
+        text = f"\tid\tsentence\tsentiment\n0\ta1\tfine\t1\n1\t{sent_id}\tfine\t1\n"
+    else:
+        text = f"\tid\tsentence1\tsentence2\tis_duplicate\n0\ta1\tx\ty\t1\n1\t{sent_id}\tx\ty\t1\n"
+    path = write(tmp_path / "t.csv", text)
+    with pytest.raises(
+        InputError, match=r"t\.csv, line 3: found the id .*expected letters"
+    ) as caught:
+        read_sentiment(path, 5) if kind == "sentiment" else read_pairs(path, labelled=True)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("sent_id", ["0", "17.0", "f3a9", "quora-12", "a_b.c:d/e#1"])
+def test_plain_ids_are_taken(sent_id, tmp_path):
+    path = write(tmp_path / "t.csv", f"\tid\tsentence\tsentiment\n0\t{sent_id}\tfine\t1\n")
+    assert [row.sent_id for row in read_sentiment(path, 5)] == [sent_id]
+
+
+@pytest.mark.parametrize("sign", ["\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad", "\x00", "\x1b"])
+@pytest.mark.parametrize("form", ["{}15", "1{}5", "15{}", " 15 {} "])
+def test_a_sign_that_nobody_sees_hides_no_number_line(sign, form, tmp_path):
+    text = f"14\n\nfirst verse\n\n{form.format(sign)}\n\nsecond verse\n"
+    found = read_sonnets(write(tmp_path / "s.txt", text))
+    assert [(s.sent_id, s.text) for s in found] == [("14", "first verse"), ("15", "second verse")]
+
+
+def test_a_line_of_signs_that_nobody_sees_is_blank(tmp_path):
+    found = read_sonnets(write(tmp_path / "s.txt", "I\n\nfirst\n\u200b\nII\n\nsecond\n"))
+    assert [sonnet.sent_id for sonnet in found] == ["1", "2"]
+
+
+def test_a_long_header_is_cut_in_the_message(tmp_path):
+    path = write(tmp_path / "t.csv", "x" * 500_000 + "\n0\n")
+    with pytest.raises(InputError, match="line 1: no column id, sentence") as caught:
+        read_sentiment(path, None)
+    assert len(str(caught.value)) < 600 and "more characters)" in str(caught.value)
