@@ -14,7 +14,7 @@ import pytest
 
 import classifier
 import prepare_submit
-from engine import prediction_files
+from engine import prediction_files, submission_form
 from engine.files import ROOT
 from engine.records import Record
 
@@ -286,7 +286,7 @@ def test_what_the_programs_write_is_what_is_expected_here():
     wanted = prepare_submit.required_predictions()
     answers = prediction_files.ANSWER_TOKENS.values()
     assert set(wanted[PARA].values) == {str(answer) for answer in answers}
-    assert prepare_submit.NUM_LABELS == classifier.NUM_LABELS
+    assert submission_form.NUM_LABELS == classifier.NUM_LABELS
     assert {later: name for name, later in prepare_submit.LATER_NAMES.items()} == (
         classifier.OUTPUT_NAMES
     )
@@ -294,7 +294,9 @@ def test_what_the_programs_write_is_what_is_expected_here():
 
 def test_the_header_of_generated_sonnets_stands_in_one_module():
     texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("engine/*.py")}
-    assert [name for name in texts if prepare_submit.SONNET_HEADER in texts[name]] == ["records.py"]
+    assert [name for name in texts if submission_form.SONNET_HEADER in texts[name]] == [
+        "records.py"
+    ]
 
 
 def test_the_zip_holds_every_module_of_ours_that_its_code_imports():
@@ -319,7 +321,7 @@ def test_it_starts_without_torch():
 @pytest.mark.skipif(not COURSE.is_dir(), reason="needs the course's files in ../shared/data")
 def test_predictions_for_every_row_of_the_course_s_data_pass():
     for wanted in prepare_submit.required_predictions().values():
-        if isinstance(wanted, prepare_submit.Table):
+        if isinstance(wanted, submission_form.Table):
             ids = wanted.ids(COURSE)
             rows = [f"{sent_id}, {wanted.values[0]} \n" for sent_id in ids]
             text = "".join([f"id, {wanted.column} \n", *rows])
@@ -428,3 +430,41 @@ def test_one_class_for_all_rows_and_less_than_the_most_frequent_class_are_warned
     assert "warning: all 3 rows have one and the same class" in below(output, dull)
     [warning] = [line for line in below(output, SST) if line.startswith("warning")]
     assert warning.startswith("warning: dev acc 0.000, below 1.000, which the most frequent")
+
+
+# -- what must not get into the zip ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.py", "engine/notes.py", POEMS, "utils.py"])
+def test_a_link_is_named_and_refused(name, root, submit, tmp_path):
+    secret = tmp_path / "secret"
+    write(secret, "private")
+    (root / name).unlink(missing_ok=True)
+    (root / name).symlink_to(secret)
+    code, output = submit()
+    assert code == 2 and f"{name}: a link to {secret}, expected a file of the tree" in output
+    assert not archive(root).exists()
+
+
+def test_a_linked_folder_is_refused_by_its_files(root, submit, tmp_path):
+    shutil.move(root / "modules", tmp_path / "modules")
+    (root / "modules").symlink_to(tmp_path / "modules")
+    code, output = submit()
+    assert code == 2 and "modules/attention.py: a link to " in output
+
+
+def test_the_tree_itself_may_be_reached_by_a_link(root, submit, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+    assert submit("--root", tmp_path / "link")[0] == 0
+
+
+def test_files_that_git_does_not_track_are_listed(root, submit):
+    def git(*words):
+        subprocess.run(["git", *words], cwd=root, check=True, capture_output=True)
+
+    assert "not tracked" not in submit()[1]
+    git("init", "-q")
+    git("add", "*.py", "*/*.py", ":/")
+    write(root / "notes.py", "x = 1\n")
+    code, output = submit()
+    assert code == 0 and "warning: not tracked by git, and yet in the zip: notes.py\n" in output
