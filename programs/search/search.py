@@ -40,7 +40,7 @@ from engine.files import atomic_path, check_writable
 from engine.extension import load_extensions
 from engine.flags import check_range
 from programs.search.space import parse_space, probes, words_of
-from programs.search.study import ended, open_study, retry_interrupted, sampler_seed
+from programs.search.study import ended, masked, open_study, retry_interrupted, sampler_seed
 from programs.search.trial import PROGRAMS, WITHOUT_TEST, TrialFailed, run_trial
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
@@ -198,7 +198,8 @@ def main():
     args = get_args()
     prepare(args)
     study = open_study(args)
-    print(f"study {args.study} in {args.storage}; logs in {args.folder}", flush=True)
+    storage = masked(args.storage, args.storage)
+    print(f"study {args.study} in {storage}; logs in {args.folder}", flush=True)
     try:
         for line in search(args, study):
             print(line, flush=True)

@@ -1,10 +1,12 @@
 """The study of a search in its database: opened, counted, gone on with after an interruption."""
 
 import os
+import re
 import socket
 import zlib
+from urllib.parse import unquote, unquote_plus
 
-from engine.errors import InputError
+from engine.errors import InputError, excerpt
 
 
 def open_study(args):
@@ -27,8 +29,9 @@ def open_study(args):
             load_if_exists=True,
         )
     except Exception as error:  # of SQLAlchemy, of its drivers, of optuna
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise InputError(f"--storage {args.storage}: cannot be opened ({reason})") from error
+        reason = excerpt(masked(f"{type(error).__name__}: {error}", args.storage))
+        where = masked(args.storage, args.storage)
+        raise InputError(f"--storage {where}: cannot be opened ({reason})") from error
     before = study.user_attrs.get("settings", settings)
     unlike = [name for name in settings if settings[name] != before[name]]
     if unlike:
@@ -37,6 +40,16 @@ def open_study(args):
         )
     study.set_user_attr("settings", settings)
     return study
+
+
+def masked(text: str, url: str) -> str:
+    """A text in which the password of a database URL, as it is or decoded, is three stars."""
+    name = url.partition("://")[2].rpartition("@")[0]
+    secrets = [name.partition(":")[2], *re.findall(r"[?&](?:password|passwd)=([^&]*)", url)]
+    for secret in filter(None, secrets):
+        for form in (secret, unquote(secret), unquote_plus(secret)):
+            text = text.replace(form, "***")
+    return text
 
 
 def _waiting(url: str) -> dict:

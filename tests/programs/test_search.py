@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from children import in_child
@@ -18,6 +19,7 @@ from engine.files import ROOT
 from programs.search import search
 from programs.search import trial as search_trial
 from programs.search.space import Probe, Values, parse_space, probes, words_of
+from programs.search.study import masked
 
 # -- the space -------------------------------------------------------------------------------------
 
@@ -436,6 +438,31 @@ def test_a_file_that_is_no_database_is_refused(place, monkeypatch, capsys):
     write("broken.db", "this is no database, " * 100)
     words = ["--storage", "sqlite:///broken.db", *SPACE, *TASK]
     refuse(monkeypatch, capsys, "--storage sqlite:///broken.db: cannot be opened", *words)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:{}@nowhere.invalid:5432/db",
+        "postgresql+nodriver://me:{}@nowhere.invalid/db",
+        "mysql://me:{}@nowhere.invalid/db?charset=utf8",
+        "postgresql://nowhere.invalid/db?user=me&password={}",
+        "nix://me:{}@nowhere",
+    ],
+)
+@pytest.mark.parametrize("password", ["hunter22", "p%40ss%2Fword", "with@sign"])
+def test_a_password_is_never_shown(url, password, place, monkeypatch, capsys):
+    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: True)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--storage", url.format(password), *SPACE, *TASK)
+    said = "".join(capsys.readouterr())
+    assert "cannot be opened" in said and "***" in said and "nowhere" in said
+    assert password not in said and unquote(password) not in said
+
+
+def test_other_urls_are_shown_as_they_are():
+    for url in ("sqlite:////tmp/a.db", "postgresql://me@host/db", "postgresql://host/db"):
+        assert masked(url, url) == url
 
 
 def test_a_missing_optuna_is_named_with_the_remedy(tmp_path, monkeypatch, capsys):
