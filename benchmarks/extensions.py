@@ -19,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import Parser, command
-from engine.files import atomic_path
 
 # isort: split
 
@@ -31,6 +30,7 @@ from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.fast.attention import fused_causal_attention
 from engine.parallel import start_worker
+from engine.plots import picture
 from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from modules.attention import causal_attention
@@ -237,22 +237,17 @@ def attention_table(figures: dict[str, dict]) -> str:
 
 def draw(figures: dict[str, dict], path) -> None:
     """Time and memory of each kind of attention by length, both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for kind in dict.fromkeys(key.split(": ")[0] for key in figures):
-        rows = [(int(k.split(": ")[1]), f) for k, f in figures.items() if k.startswith(f"{kind}:")]
-        lengths = [t for t, _ in rows]
-        left.loglog(lengths, [f["seconds"]["median"] for _, f in rows], "o-", label=kind)
-        right.loglog(lengths, [f["peak_mb"] for _, f in rows], "o-", label=kind)
-    left.set(xlabel="positions", ylabel="seconds, forward and backward")
-    right.set(xlabel="positions", ylabel="peak memory of the process, MB")
-    left.legend()
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    with picture(path, 9, 3.5) as figure:
+        left, right = figure.subplots(1, 2)
+        for kind in dict.fromkeys(key.split(": ")[0] for key in figures):
+            start = f"{kind}: "
+            of_kind = {k.removeprefix(start): f for k, f in figures.items() if k.startswith(start)}
+            lengths, points = list(map(int, of_kind)), of_kind.values()
+            left.loglog(lengths, [f["seconds"]["median"] for f in points], "o-", label=kind)
+            right.loglog(lengths, [f["peak_mb"] for f in points], "o-", label=kind)
+        left.set(xlabel="positions", ylabel="seconds, forward and backward")
+        right.set(xlabel="positions", ylabel="peak memory of the process, MB")
+        left.legend()
 
 
 @command
@@ -279,8 +274,7 @@ def main():
         figures = results[part]["figures"]
         print(attention_table(figures) if part == "attention" else step_table(figures))
         if part == "attention":
-            with atomic_path(path.with_suffix(".png")) as picture:
-                draw(figures, picture)
+            draw(figures, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import Parser, command
 from engine.fast.gpt2 import accelerate
-from engine.files import atomic_path
 from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 from engine.parallel import seed_everything
+from engine.plots import picture
 
 # isort: split
 
@@ -135,21 +135,14 @@ def table(results: dict) -> str:
 
 def draw(results: dict, path) -> None:
     """The two learning curves by tokens read."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, style in (("transformers", "s--"), ("ours", "o-")):
-        curve = results["curves"][name]
-        tokens = [results["tokens"] * (i + 1) / len(curve) for i in range(len(curve))]
-        axes.plot(tokens, curve, style, label=PEERS[name], alpha=0.8)
-    axes.set(xlabel="tokens", ylabel="training loss (nats a token)")
-    axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    with picture(path, 6, 3.5) as figure:
+        axes = figure.subplots()
+        for name, style in (("transformers", "s--"), ("ours", "o-")):
+            curve = results["curves"][name]
+            tokens = [results["tokens"] * (i + 1) / len(curve) for i in range(len(curve))]
+            axes.plot(tokens, curve, style, label=PEERS[name], alpha=0.8)
+        axes.set(xlabel="tokens", ylabel="training loss (nats a token)")
+        axes.legend()
 
 
 @command

@@ -1,6 +1,6 @@
 """What was measured by `core.py`, as Markdown tables and as a picture."""
 
-from engine.files import atomic_path
+from engine.plots import picture
 
 COLORS = {
     "starter": "tab:gray",
@@ -107,11 +107,6 @@ def machine_table(limits: dict) -> str:
 
 def draw(results: dict, path) -> None:
     """How many times as long as ours each peer took: bars with their spread, a group a job."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = [name for name in peers_of(results) if name != OURS]
     groups = [
         (row["job"], [(name, _spread(row, name)) for name in names if ratio(row, name)])
@@ -119,28 +114,26 @@ def draw(results: dict, path) -> None:
     ]
     groups = [(job, bars) for job, bars in groups if bars]
     height = 1.6 + sum(0.35 + 0.25 * len(bars) for _, bars in groups)
-    figure, axes = pyplot.subplots(figsize=(8, height), layout="constrained")
-    place, ticks = 0.0, []
-    for _, bars in groups:
-        ticks.append(place + (len(bars) - 1) / 2)
-        for name, spread in bars:
-            _bar(axes, place, name, spread)
-            place += 1
-        place += 0.8
-    axes.axvline(1, color="tab:blue", linewidth=1.5)
-    axes.set(xscale="log", xlabel="time as a multiple of ours (to the right ours is faster)")
-    axes.set_yticks(ticks, [job for job, _ in groups], fontsize=8)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    plain_numbers(axes.xaxis)
-    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    if handles:
-        axes.legend(handles.values(), handles.keys(), fontsize=8)
-    axes.set_title(f"{results['checkpoint']}, {results['hardware']}", fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    with picture(path, 8, height) as figure:
+        axes = figure.subplots()
+        place, ticks = 0.0, []
+        for _, bars in groups:
+            ticks.append(place + (len(bars) - 1) / 2)
+            for name, spread in bars:
+                _bar(axes, place, name, spread)
+                place += 1
+            place += 0.8
+        axes.axvline(1, color="tab:blue", linewidth=1.5)
+        axes.set(xscale="log", xlabel="time as a multiple of ours (to the right ours is faster)")
+        axes.set_yticks(ticks, [job for job, _ in groups], fontsize=8)
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        plain_numbers(axes.xaxis)
+        handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        if handles:
+            axes.legend(handles.values(), handles.keys(), fontsize=8)
+        axes.set_title(f"{results['checkpoint']}, {results['hardware']}", fontsize=9)
+        axes.grid(axis="x", alpha=0.3)
 
 
 def _bar(axes, place: float, name: str, spread: list[float]) -> None:

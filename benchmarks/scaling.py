@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import InputError, Parser, command
-from engine.files import atomic_path
 
 # isort: split
 
@@ -36,6 +35,7 @@ from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.parallel import has_bf16_units, start_worker
+from engine.plots import picture
 from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from pretrain import SHAPES
@@ -178,29 +178,22 @@ def table(results: dict) -> str:
 
 def draw(results: dict, path) -> None:
     """Time above, memory below, a column for what grows; points, and the fitted laws as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, grid = pyplot.subplots(2, 3, figsize=(11, 6), layout="constrained", sharex="col")
-    for row, (name, words) in zip(grid, FIGURES.items(), strict=True):
-        row[0].set_ylabel(words)
-        for axes, (part, axis) in zip(row, AXES.items(), strict=True):
-            for peer, color in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
-                _curve(axes, results, f"{peer}, {part}, {name}", color)
-            axes.set(xscale="log", yscale="log", xlabel=axis if name == "peak_mb" else "")
-            plain_numbers(axes.yaxis)
-            axes.grid(alpha=0.3)
-            if axes.lines:
-                xs = axes.lines[0].get_xdata()
-                axes.set_xticks(xs, [_short(x) for x in xs], minor=False)
-                axes.minorticks_off()
-                axes.legend(fontsize=8)
-    figure.suptitle(results["hardware"], fontsize=10)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    with picture(path, 11, 6) as figure:
+        grid = figure.subplots(2, 3, sharex="col")
+        for row, (name, words) in zip(grid, FIGURES.items(), strict=True):
+            row[0].set_ylabel(words)
+            for axes, (part, axis) in zip(row, AXES.items(), strict=True):
+                for peer, color in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
+                    _curve(axes, results, f"{peer}, {part}, {name}", color)
+                axes.set(xscale="log", yscale="log", xlabel=axis if name == "peak_mb" else "")
+                plain_numbers(axes.yaxis)
+                axes.grid(alpha=0.3)
+                if axes.lines:
+                    xs = axes.lines[0].get_xdata()
+                    axes.set_xticks(xs, [_short(x) for x in xs], minor=False)
+                    axes.minorticks_off()
+                    axes.legend(fontsize=8)
+        figure.suptitle(results["hardware"], fontsize=10)
 
 
 def _short(x: float) -> str:

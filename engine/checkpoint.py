@@ -16,7 +16,7 @@ import torch
 
 from engine.curves import plot_curves
 from engine.errors import InputError, excerpt
-from engine.files import ROOT, atomic_path, atomic_write, check_writable, remove_leftovers
+from engine.files import ROOT, atomic_write, check_writable, remove_leftovers
 from engine.settings import Settings
 from engine.trees import load_tree, save_tree
 
@@ -93,8 +93,7 @@ class RunFolder:
 
     def draw_curves(self, history: list[dict], metric: str) -> None:
         if self.writes:
-            with atomic_path(self.path / "curves.png") as path:
-                plot_curves(history, path, metric)
+            plot_curves(history, self.path / "curves.png", metric)
 
 
 def _unnamed(key: str) -> bool:

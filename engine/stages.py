@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import current_commit
-from engine.files import atomic_path, atomic_write
+from engine.files import atomic_write
 from engine.hub import BUNDLED
 from engine.parallel import Worker, hardware
+from engine.plots import loss_and_metric, picture
 
 FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
 
@@ -37,8 +38,7 @@ def write_making(args, figures: dict, progress, worker: Worker) -> None:
         records += [r | {"tokens": read + (r["epoch"] + 1) * each} for r in progress.history]
         with atomic_write(out / "metrics.jsonl") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
-        with atomic_path(out / "curves.png") as path:
-            draw(records, path)
+        draw(records, out / "curves.png")
     with atomic_write(out / "training.json") as file:
         json.dump(facts | ({"before": earlier} if earlier else {}), file, indent=2)
         file.write("\n")
@@ -74,22 +74,14 @@ def _stage(args, progress, worker: Worker) -> dict:
 
 def draw(records: list[dict], path) -> None:
     """Bits a byte of validation text, and training loss, by tokens read."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    millions = [record["tokens"] / 1e6 for record in records]
-    figure, left = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
-    left.plot(millions, [r["train_loss"] for r in records], "o-", color="tab:blue", markersize=3)
-    left.set(xlabel="million tokens read", ylabel="training loss (nats a token)")
-    left.yaxis.label.set_color("tab:blue")
-    right = left.twinx()
-    right.plot(millions, [r["bits_per_byte"] for r in records], "s-", color="tab:orange", ms=3)
-    right.set_ylabel("validation (bits a byte of text)")
-    right.yaxis.label.set_color("tab:orange")
-    for end, record in zip(millions, records[1:], strict=False):
-        if record["epoch"] == 0:  # of the next stage
-            left.axvline(end, color="gray", linestyle=":")
-    figure.savefig(path, dpi=150, format="png")
-    pyplot.close(figure)
+    tokens, losses, bits = (
+        [record[key] for record in records] for key in ("tokens", "train_loss", "bits_per_byte")
+    )
+    millions = [count / 1e6 for count in tokens]
+    with picture(path, 6, 3.5) as figure:
+        left, right = loss_and_metric(figure, millions, losses, bits)
+        left.set(xlabel="million tokens read", ylabel="training loss (nats a token)")
+        right.set_ylabel("validation (bits a byte of text)")
+        for end, record in zip(millions, records[1:], strict=False):
+            if record["epoch"] == 0:  # of the next stage
+                left.axvline(end, color="gray", linestyle=":")
