@@ -1,7 +1,6 @@
 """Augmentation: new rows are what their names say, old ones stay, nothing of dev or test leaks."""
 
 import random
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from course_files import call_main, work_in, write, write_course, write_model
 
-from engine.files import ROOT
 from engine.records import PairRecord, Record, read_pairs, read_sentiment
 from programs.augment import augment
 from programs.augment.leak_check import HeldOut
@@ -363,9 +361,3 @@ def refuse(monkeypatch, capsys, said: str, *words) -> None:
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
-
-
-def test_the_module_is_a_program():
-    words = [sys.executable, "-m", "programs.augment", "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--methods" in done.stdout

@@ -1,6 +1,5 @@
 """Ensembles: of one the member, of any order the same, fitted weights the best that there are."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from course_files import call_main, predicted, work_in, write, write_course, wri
 from tiny_run import run_path
 
 import paraphrase_detection
-from engine.files import ROOT
 from engine.hub import load_tokenizer
 from engine.records import read_pairs, read_sentiment
 from programs.ensemble import ensemble
@@ -433,9 +431,3 @@ def refuse(monkeypatch, capsys, said: str, *words) -> None:
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
-
-
-def test_the_module_is_a_program():
-    words = [sys.executable, "-m", "programs.ensemble", "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--both_orders" in done.stdout

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from course_files import call_main, work_in, write, write_course, write_model
 from tiny_run import run_path
 
 from engine.errors import InputError
-from engine.files import ROOT
 from programs.search import search
 from programs.search import trial as search_trial
 from programs.search.space import Probe, Values, parse_space, probes, words_of
@@ -478,9 +476,3 @@ def refuse(monkeypatch, capsys, said: str, *words) -> None:
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
     assert said in error
-
-
-def test_the_module_is_a_program():
-    words = [sys.executable, "-m", "programs.search", "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--space" in done.stdout

@@ -1,13 +1,11 @@
 """Significance: exact p-values, intervals with their coverage, variances by hand, whole reports."""
 
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from course_files import predicted, write, write_course
 
-from engine.files import ROOT
 from engine.prediction_files import ANSWER_TOKENS, write_predictions
 from engine.records import read_pairs, read_sentiment
 from programs.significance import significance
@@ -248,9 +246,3 @@ def refuse(monkeypatch, capsys, said: str, *words) -> None:
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert said in error
-
-
-def test_the_module_is_a_program():
-    words = [sys.executable, "-m", "programs.significance", "--help"]
-    run = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--gold" in run.stdout
