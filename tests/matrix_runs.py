@@ -10,6 +10,7 @@ from models.gpt2 import GPT2Model
 def model_with_head(layers: int = 2) -> nn.Module:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
+    shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = nn.Module()
     model.gpt = GPT2Model(GPT2Config(vocab_size=30, intermediate_size=64, **shape))
     model.head = nn.Linear(16, 2)

@@ -13,14 +13,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from classifier import GPT2SentimentClassifier, loss_fn
-from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
-from engine.extension import Extension, apply_extensions
-from engine.fast.adamw import FusedAdamW
+from engine.extension import apply_extensions
 from extensions.gradient_checkpointing import GradientCheckpointing
 from extensions.kfac import Kfac, KfacExtension, damped_inverse
-from extensions.lora import LoRA
-from extensions.prefix import Prefix
 from extensions.rdrop import RDrop
 from extensions.smart import Smart
 
@@ -370,19 +366,6 @@ def test_linears_are_covered_with_their_biases_and_the_rest_is_listed_for_adamw(
     assert all(repr(name) in repr(optimizer) for name in covered + others)
 
 
-def test_what_goes_to_adamw_moves_as_with_adamw(model):
-    twin = with_a_whole_last_layer(copy.deepcopy(model))
-    extension = prepared(model)
-    step(model, extension, seed=1)
-    theirs = Extension()
-    theirs.optimizer = FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1)
-    step(twin, theirs, seed=1)
-    one, two = model.state_dict(), twin.state_dict()
-    coverage = extension.optimizer.coverage
-    assert all(torch.equal(one[name], two[name]) for name in coverage["adamw"])
-    assert not any(torch.equal(one[name], two[name]) for name in coverage["kfac"])
-
-
 def test_a_bias_that_is_frozen_is_left_alone(model):
     linear = model.gpt.gpt_layers[0].out_dense
     linear.bias.requires_grad_(False)
@@ -391,21 +374,6 @@ def test_a_bias_that_is_frozen_is_left_alone(model):
     step(model, extension, seed=1)
     assert torch.equal(linear.bias, start)
     assert len(extension.optimizer.state[linear.weight]["input"]) == linear.weight.shape[1]
-
-
-def test_lora_s_matrices_are_covered_and_begin_with_their_first_gradient(model):
-    apply_extensions(model, [LoRA(rank=2)])
-    extension = prepared(model)
-    place = "gpt.gpt_layers.0.self_attention.query"
-    covered = set(extension.optimizer.coverage["kfac"])
-    assert {f"{place}.A.weight", f"{place}.B.weight"} < covered
-    assert f"{place}.base.weight" not in covered
-    query = model.gpt.gpt_layers[0].self_attention.query
-    start = query.A.weight.detach().clone()
-    step(model, extension, seed=1)
-    assert torch.equal(query.A.weight, start) and not extension.optimizer.state[query.A.weight]
-    step(model, extension, seed=2)
-    assert not torch.equal(query.A.weight, start) and query.A.weight.isfinite().all()
 
 
 # -- resuming ----------------------------------------------------------------------------------
@@ -418,20 +386,6 @@ def ends_of(runs) -> list[dict]:
             step(model, extension, seed)
         ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
     return ends
-
-
-def test_its_state_comes_back_from_a_file(model, tmp_path):
-    extension = prepared(model, every=3, collect=2)
-    for seed in range(5):
-        step(model, extension, seed)
-    state = extension.optimizer.state_dict()
-    save_tree(tmp_path / "f", {"model": model.state_dict(), "optimizer": state})
-    tree, twin = load_tree(tmp_path / "f"), copy.deepcopy(model)
-    twin.load_state_dict(tree["model"])
-    again = prepared(twin)
-    again.optimizer.load_state_dict(tree["optimizer"])
-    one, two = ends_of([(model, extension), (twin, again)])
-    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_model_that_is_watched_can_be_pickled_and_copied_with_its_optimizer(model):
@@ -464,12 +418,6 @@ def test_a_factor_that_cannot_be_inverted_is_said():
     for factor in (-torch.eye(3), torch.full((3, 3), math.nan)):
         with pytest.raises(InputError, match=r"is not positive with damping=0\.01: give a larger"):
             damped_inverse(factor, 0.01)
-
-
-def test_without_a_matrix_to_train_it_says_so(model):
-    apply_extensions(model, [Prefix()])
-    with pytest.raises(InputError, match="no matrix of GPT-2's layers is trained"):
-        prepared(model)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,9 @@ import torch
 from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
-from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
-from engine.extension import apply_extensions
 from engine.fast.adamw import FusedAdamW
-from extensions.lora import LoRA
 from extensions.shampoo import Shampoo, ShampooExtension, inverse_root
-from models.gpt2 import GPT2Model
 
 PAPER = {"decay": 1.0, "momentum": 0.0, "graft": False, "every": 1}
 
@@ -142,18 +138,9 @@ def test_a_step_is_as_long_as_adamw_s():
 # -- what it covers ----------------------------------------------------------------------------
 
 
-def test_matrices_but_embeddings_are_covered_and_the_rest_is_listed_for_adamw(model):
-    optimizer = ShampooExtension().make_optimizer(model, 0.1, 0.0)
-    covered, others = optimizer.coverage["shampoo"], optimizer.coverage["adamw"]
-    assert sorted(covered + others) == sorted(name for name, _ in model.named_parameters())
-    assert len(covered) == 2 * 6 + 1 and "head.weight" in covered
-    assert all(name.endswith("weight") and "norm" not in name for name in covered)
-    assert {"gpt.word_embedding.weight", "gpt.pos_embedding.weight", "head.bias"} < set(others)
-    assert all(repr(name) in repr(optimizer) for name in covered + others)
-
-
 def test_no_side_longer_than_max_dim_gets_a_preconditioner(model):
     optimizer = ShampooExtension(max_dim=16).make_optimizer(model, 0.1, 0.0)
+    assert "head.weight" in optimizer.coverage["shampoo"]
     step(model, optimizer, seed=1)
     layer = model.gpt.gpt_layers[0]
     sides = [g if g is None else len(g) for g in optimizer.state[layer.out_dense.weight]["grams"]]
@@ -164,54 +151,7 @@ def test_no_side_longer_than_max_dim_gets_a_preconditioner(model):
         ShampooExtension(max_dim=15).make_optimizer(model, 0.1, 0.0)
 
 
-def test_what_goes_to_adamw_moves_as_with_adamw(model):
-    twin = nn.Module()
-    twin.gpt, twin.head = GPT2Model(model.gpt.config).eval(), nn.Linear(16, 2)
-    twin.load_state_dict(model.state_dict())
-    optimizer = ShampooExtension().make_optimizer(model, 0.01, 0.1)
-    step(model, optimizer, seed=1)
-    step(twin, FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
-    ours, theirs = model.state_dict(), twin.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["adamw"])
-    assert not any(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["shampoo"])
-
-
-def test_lora_s_matrices_are_covered_and_begin_with_their_first_gradient(model):
-    apply_extensions(model, [LoRA(rank=2)])
-    optimizer = ShampooExtension().make_optimizer(model, 0.1, 0.0)
-    query = model.gpt.gpt_layers[0].self_attention.query
-    assert "gpt.gpt_layers.0.self_attention.query.A.weight" in optimizer.coverage["shampoo"]
-    start = query.A.weight.detach().clone()
-    step(model, optimizer, seed=1)
-    assert torch.equal(query.A.weight, start) and not optimizer.state[query.A.weight]
-    step(model, optimizer, seed=2)
-    assert not torch.equal(query.A.weight, start) and query.A.weight.isfinite().all()
-
-
-def test_its_state_comes_back_from_a_file(model, tmp_path):
-    optimizer = ShampooExtension(every=3, max_dim=16).make_optimizer(model, 0.01, 0.1)
-    for seed in range(4):
-        step(model, optimizer, seed)
-    save_tree(tmp_path / "f", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    tree = load_tree(tmp_path / "f")
-    again = ShampooExtension().make_optimizer(model, 0.5, 0.0)
-    again.load_state_dict(tree["optimizer"])
-    ends = []
-    for opt in (optimizer, again):
-        model.load_state_dict(tree["model"])
-        for seed in (7, 8, 9, 10):
-            step(model, opt, seed)
-        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-
-
 # -- mistakes ----------------------------------------------------------------------------------
-
-
-def test_without_a_matrix_to_train_it_says_so(model):
-    model.gpt.requires_grad_(False)
-    with pytest.raises(InputError, match="no matrix of GPT-2's layers is trained"):
-        ShampooExtension().make_optimizer(model, 0.1, 0.0)
 
 
 def test_a_gradient_that_is_not_finite_is_said():

@@ -8,13 +8,9 @@ import torch
 from matrix_runs import gradients, model_with_head, step, weights_after
 from torch import nn
 
-from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
-from engine.extension import apply_extensions
 from engine.fast.adamw import FusedAdamW
-from extensions.lora import LoRA
 from extensions.soap import Soap, SoapExtension, eigenvalues, eigenvectors, power_iteration
-from models.gpt2 import GPT2Model
 
 
 @pytest.fixture
@@ -158,18 +154,9 @@ def test_a_quadratic_with_rotated_axes_falls_as_the_unrotated_one():
 # -- what it covers ----------------------------------------------------------------------------
 
 
-def test_matrices_but_embeddings_are_covered_and_the_rest_is_listed_for_adamw(model):
-    optimizer = SoapExtension().make_optimizer(model, 0.1, 0.0)
-    covered, others = optimizer.coverage["soap"], optimizer.coverage["adamw"]
-    assert sorted(covered + others) == sorted(name for name, _ in model.named_parameters())
-    assert len(covered) == 2 * 6 + 1 and "head.weight" in covered
-    assert all(name.endswith("weight") and "norm" not in name for name in covered)
-    assert {"gpt.word_embedding.weight", "gpt.pos_embedding.weight", "head.bias"} < set(others)
-    assert all(repr(name) in repr(optimizer) for name in covered + others)
-
-
 def test_no_side_longer_than_max_dim_gets_a_basis(model):
     optimizer = SoapExtension(max_dim=16).make_optimizer(model, 0.1, 0.0)
+    assert "head.weight" in optimizer.coverage["soap"]
     step(model, optimizer, seed=1)
     state = optimizer.state[model.gpt.gpt_layers[0].interm_dense.weight]
     assert [q if q is None else len(q) for q in state["bases"]] == [None, 16]
@@ -179,56 +166,7 @@ def test_no_side_longer_than_max_dim_gets_a_basis(model):
         SoapExtension(max_dim=15).make_optimizer(model, 0.1, 0.0)
 
 
-def test_what_goes_to_adamw_moves_as_with_adamw(model):
-    twin = nn.Module()
-    twin.gpt, twin.head = GPT2Model(model.gpt.config).eval(), nn.Linear(16, 2)
-    twin.load_state_dict(model.state_dict())
-    optimizer = SoapExtension().make_optimizer(model, 0.01, 0.1)
-    step(model, optimizer, seed=1)
-    step(twin, FusedAdamW(twin.parameters(), lr=0.01, weight_decay=0.1), seed=1)
-    ours, theirs = model.state_dict(), twin.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["adamw"])
-    assert not any(torch.equal(ours[name], theirs[name]) for name in optimizer.coverage["soap"])
-
-
-def test_lora_s_matrices_are_covered_and_begin_with_their_first_gradient(model):
-    apply_extensions(model, [LoRA(rank=2)])
-    optimizer = SoapExtension().make_optimizer(model, 0.1, 0.0)
-    query = model.gpt.gpt_layers[0].self_attention.query
-    assert "gpt.gpt_layers.0.self_attention.query.A.weight" in optimizer.coverage["soap"]
-    start = query.A.weight.detach().clone()
-    for seed in (1, 2):  # B, which is 0, moves in the second step
-        step(model, optimizer, seed)
-        assert not optimizer.state[query.A.weight] and optimizer.state[query.B.weight]
-    for seed in (3, 4):
-        step(model, optimizer, seed)
-    assert not torch.equal(query.A.weight, start) and query.A.weight.isfinite().all()
-
-
-def test_its_state_comes_back_from_a_file(model, tmp_path):
-    optimizer = SoapExtension(every=3, max_dim=16).make_optimizer(model, 0.01, 0.1)
-    for seed in range(5):
-        step(model, optimizer, seed)
-    save_tree(tmp_path / "f", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
-    tree = load_tree(tmp_path / "f")
-    again = SoapExtension().make_optimizer(model, 0.5, 0.0)
-    again.load_state_dict(tree["optimizer"])
-    ends = []
-    for opt in (optimizer, again):
-        model.load_state_dict(tree["model"])
-        for seed in (7, 8, 9, 10):
-            step(model, opt, seed)
-        ends.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-
-
 # -- mistakes ----------------------------------------------------------------------------------
-
-
-def test_without_a_matrix_to_train_it_says_so(model):
-    model.gpt.requires_grad_(False)
-    with pytest.raises(InputError, match="no matrix of GPT-2's layers is trained"):
-        SoapExtension().make_optimizer(model, 0.1, 0.0)
 
 
 @pytest.mark.parametrize("when", [0, 2])
