@@ -14,7 +14,7 @@ import torch
 from engine.errors import InputError
 from engine.generation import choose
 from engine.sonnets import verses
-from programs.decoding.search import Rows
+from programs.decoding.rows import Rows
 from programs.decoding.sonnet_form import (
     PIECES,
     SCHEME,

@@ -6,6 +6,7 @@ alone, and each prompt is continued as it would be without the others, but for t
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,17 +17,12 @@ from engine.generation import choose
 from engine.records import Record
 from engine.sonnets import verses
 from programs.decoding import sonnet_form, sonnet_writer
-from programs.decoding.search import (
-    Rows,
-    beam_search,
-    contrastive_search,
-    keep_min_p,
-    keep_typical,
-    repeat_less,
-    sample,
-)
+from programs.decoding.rows import Rows
+from programs.decoding.rules import keep_min_p, keep_typical, repeat_less
+from programs.decoding.search import beam_search, contrastive_search, sample
 
-ABOVE_ZERO = 1e-9
+ANY, AT_LEAST_0, ABOVE_ZERO = (-math.inf, math.inf), (0, math.inf), (1e-9, math.inf)
+SHARE, AT_LEAST_1 = (0, 1), (1, math.inf)
 
 
 @dataclass
@@ -52,24 +48,28 @@ class Strategy:
     """A dataclass, whose fields are the options; called with a job, it gives a text a prompt."""
 
     name: str
+    ranges: ClassVar = {}  # option -> (smallest, largest); those of base classes hold, too
+
+    def __post_init__(self):
+        for kind in reversed(type(self).__mro__):
+            for option, (low, high) in vars(kind).get("ranges", {}).items():
+                self.check(option, low, high)
 
     def __call__(self, job: Job) -> list[torch.Tensor]:
         raise NotImplementedError
 
-    def check(self, **ranges) -> None:
-        """Refuse options outside low <= value <= high."""
-        for option, (low, high) in ranges.items():
-            value = getattr(self, option)
-            if not (low <= value <= high and math.isfinite(value)):
-                expected = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
-                raise InputError(f"--strategy {self.name}: {option}={value}, expected {expected}")
+    def check(self, option: str, low: float, high: float) -> None:
+        """Refuse an option that is not finite, or outside low <= value <= high."""
+        value = getattr(self, option)
+        if not (low <= value <= high and math.isfinite(value)):
+            expected = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+            raise InputError(f"--strategy {self.name}: {option}={value}, expected {expected}")
 
 
 class Drawn(Strategy):
     """Tokens are drawn from what `cut(logits, draw)` keeps, after temperature and repetition."""
 
-    def __post_init__(self):
-        self.check(temperature=(0, math.inf), repetition=(ABOVE_ZERO, math.inf))
+    ranges: ClassVar = {"temperature": AT_LEAST_0, "repetition": ABOVE_ZERO}
 
     def draw(self, logits, generator):
         """(b, v) -> (b,); a strategy may overwrite it, or only `cut`."""
@@ -101,10 +101,7 @@ class Sample(Drawn):
     top_p: float = 0.9
     top_k: int = 0
     repetition: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(top_p=(0, 1), top_k=(0, math.inf))
+    ranges: ClassVar = {"top_p": SHARE, "top_k": AT_LEAST_0}
 
     def draw(self, logits, generator):
         return choose(logits, 1.0, top_k=self.top_k, top_p=self.top_p, generator=generator)
@@ -116,10 +113,7 @@ class MinP(Drawn):
     p: float = 0.1
     temperature: float = 1.5
     repetition: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(p=(0, 1))
+    ranges: ClassVar = {"p": SHARE}
 
     def cut(self, logits):
         return keep_min_p(logits, self.p)
@@ -131,10 +125,7 @@ class Typical(Drawn):
     mass: float = 0.9
     temperature: float = 1.0
     repetition: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(mass=(ABOVE_ZERO, 1))
+    ranges: ClassVar = {"mass": (1e-9, 1)}
 
     def cut(self, logits):
         return keep_typical(logits, self.mass)
@@ -147,10 +138,7 @@ class BestOf(Sample):
     name = "best_of"
     n: int = 8
     length_penalty: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.check(n=(1, math.inf), length_penalty=(-math.inf, math.inf))
+    ranges: ClassVar = {"n": AT_LEAST_1, "length_penalty": ANY}
 
     def __call__(self, job):
         rows = sample(job.rows().repeated(self.n), self.pick(job.generator), job.end)
@@ -165,13 +153,11 @@ class Beam(Strategy):
     name = "beam"
     beams: int = 4
     length_penalty: float = 1.0
-
-    def __post_init__(self):
-        self.check(beams=(1, math.inf), length_penalty=(-math.inf, math.inf))
+    ranges: ClassVar = {"beams": AT_LEAST_1, "length_penalty": ANY}
 
     def __call__(self, job):
-        found = beam_search(job.rows(), end=job.end, **vars(self))
-        return [hypotheses[0].tokens for hypotheses in found]
+        finished = beam_search(job.rows(), end=job.end, **vars(self))
+        return [hypotheses[0].tokens for hypotheses in finished]
 
 
 @dataclass
@@ -179,10 +165,10 @@ class DiverseBeam(Beam):
     name = "diverse_beam"
     groups: int = 2
     diversity: float = 0.5
+    ranges: ClassVar = {"groups": AT_LEAST_1, "diversity": AT_LEAST_0}
 
     def __post_init__(self):
         super().__post_init__()
-        self.check(groups=(1, self.beams), diversity=(0, math.inf))
         if self.beams % self.groups:
             raise InputError(
                 f"--strategy {self.name}: beams={self.beams}, groups={self.groups}: expected "
@@ -195,9 +181,7 @@ class Contrastive(Strategy):
     name = "contrastive"
     k: int = 4
     alpha: float = 0.6
-
-    def __post_init__(self):
-        self.check(k=(1, math.inf), alpha=(0, 1))
+    ranges: ClassVar = {"k": AT_LEAST_1, "alpha": SHARE}
 
     def __call__(self, job):
         return contrastive_search(job.rows(), end=job.end, **vars(self)).texts()
@@ -212,10 +196,12 @@ class Sonnet(Strategy):
     top_p: float = 0.9
     syllables: int = 10
     candidates: int = 24
-
-    def __post_init__(self):
-        self.check(temperature=(0, math.inf), top_p=(0, 1))
-        self.check(syllables=(4, 20), candidates=(1, math.inf))
+    ranges: ClassVar = {
+        "temperature": AT_LEAST_0,
+        "top_p": SHARE,
+        "syllables": (4, 20),
+        "candidates": AT_LEAST_1,
+    }
 
     def __call__(self, job):
         lines = [line for sonnet in job.known for line in verses(sonnet.text)]

@@ -36,14 +36,9 @@ from engine.sonnets import verses
 from models.gpt2 import GPT2Model
 from programs.decoding import decoding, sonnet_form, sonnet_writer
 from programs.decoding.decoding import complete, get_args
-from programs.decoding.search import (
-    Rows,
-    beam_search,
-    contrastive_scores,
-    keep_min_p,
-    keep_typical,
-    repeat_less,
-)
+from programs.decoding.rows import Rows
+from programs.decoding.rules import contrastive_scores, keep_min_p, keep_typical, repeat_less
+from programs.decoding.search import beam_search
 from programs.decoding.strategies import STRATEGIES, Job, load_strategy
 from sonnet_generation import SonnetGPT
 
