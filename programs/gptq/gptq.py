@@ -3,7 +3,7 @@
     argmin_Ŵ ‖W X − Ŵ X‖²                                     Frantar et al. 2023 ("OPTQ"), eq. 1
 
 X are the inputs of a linear for the tokens of a calibration text, and Ŵ its integers times scales:
-gptq_rounding.py has the algorithm. Layers are rounded from the first to the last, on what the
+rounding.py has the algorithm. Layers are rounded from the first to the last, on what the
 rounded ones before them make of the text.
 
 Frantar et al. 2023, "OPTQ: Accurate Post-Training Quantization for Generative Pre-trained
@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import InputError, command
-from engine.hub import load_tokenizer
 
 # isort: split
 
@@ -35,17 +34,14 @@ from tqdm import tqdm
 
 from engine.batches import TokenDataset, make_loader, to_device
 from engine.checkpoint import load_tree, save_tree
-from engine.corpus import documents
 from engine.flags import check_range
-from engine.parallel import Worker, joined_worker
+from engine.parallel import Worker
 from engine.settings import Settings
+from programs.gptq.calibration import calibration
 from programs.gptq.rounding import Hessian, Options, best_rows
-from programs.quantize.job import Job, open_job, task_flags
+from programs.quantize.job import open_job
 from programs.quantize.linear import LINEARS, Recipe, Rounded
-from programs.quantize.quantize import complete, make_parser
-from programs.quantize.quantize import quantize as quantize_by
-
-BLOCK_OF_TEXT = 512  # tokens
+from programs.quantize.quantize import complete, make_parser, quantize, start
 
 # -- a model ---------------------------------------------------------------------------------------
 
@@ -157,39 +153,6 @@ def quantize_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: 
     return errors
 
 
-# -- the calibration text --------------------------------------------------------------------------
-
-
-def calibration(args, job: Job) -> TokenDataset:
-    """About --calibration_tokens: blocks of the files that were given, or the task's train rows."""
-    texts = blocks(args, job) if args.calibration else job.loaders["train"].dataset.token_ids
-    generator = torch.Generator().manual_seed(job.args.seed)
-    chosen, count = [], 0
-    for i in torch.randperm(len(texts), generator=generator).tolist():
-        if count >= args.calibration_tokens:
-            break
-        chosen.append(texts[i])
-        count += len(texts[i])
-    widest = job.model.gpt.config.intermediate_size
-    if count < widest:
-        where = ", ".join(args.calibration or ["the task's training rows"])
-        raise InputError(
-            f"{where}: {count} tokens to calibrate on, expected at least {widest}, as many as the "
-            f"widest linear has inputs: give a longer text, --calibration_tokens or --limit"
-        )
-    return TokenDataset(chosen, [str(i) for i in range(len(chosen))])
-
-
-def blocks(args, job: Job) -> list[list[int]]:
-    """Documents, one after the other with end tokens between, cut where they fill a block."""
-    tokenizer = load_tokenizer(job.settings.model_size)
-    tokens = []
-    for text in documents(args.calibration):
-        tokens += [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
-    t = min(BLOCK_OF_TEXT, job.model.gpt.config.max_position_embeddings)
-    return [tokens[i : i + t] for i in range(0, len(tokens), t)]
-
-
 # -- the program -----------------------------------------------------------------------------------
 
 
@@ -211,7 +174,7 @@ def run(args, own: Settings, worker: Worker) -> None:
             share = sums["gptq"] / sums["nearest"]
             print(f"squared error in the layers' outputs: {share:.3f} of rounding to nearest's")
 
-    quantize_by(args, job, method)
+    quantize(args, job, method)
     shutil.rmtree(parts.folder, ignore_errors=True)
 
 
@@ -248,7 +211,4 @@ def get_args(argv=None):
 
 @command
 def main():
-    args = get_args()
-    own = task_flags(args)
-    with joined_worker(own.use_gpu) as worker:
-        run(args, own, worker)
+    start(get_args(), run)

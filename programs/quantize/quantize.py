@@ -161,9 +161,13 @@ def get_args(argv=None):
     return complete(args)
 
 
-@command
-def main():
-    args = get_args()
+def start(args, run) -> None:
+    """Read the task's own flags, and call `run(args, own, worker)` on this process's device."""
     own = task_flags(args)
     with joined_worker(own.use_gpu) as worker:
         run(args, own, worker)
+
+
+@command
+def main():
+    start(get_args(), run)

@@ -164,6 +164,9 @@ def place(tmp_path_factory):
     return folder
 
 
+GOLD = ("--gold", "data/ids-sst-dev.csv")
+
+
 def report(monkeypatch, capsys, *words) -> str:
     monkeypatch.setattr(sys, "argv", ["significance", *map(str, words)])
     significance.main()
@@ -218,12 +221,13 @@ HEADER = "id, Predicted_Sentiment \n"
         ("id, Predicted_Is_Paraphrase \nq1, 8505 \n", "data/ids-sst-dev.csv, line 1: no column"),
     ],
 )
-def test_files_that_do_not_fit_are_refused(content, said, place, monkeypatch, capsys):
+def test_files_that_do_not_fit_are_refused(content, said, place, monkeypatch, capsys, refused):
     monkeypatch.chdir(place)
     (place / "bad.csv").unlink(missing_ok=True)
     if content is not None:
         write("bad.csv", content)
-    refuse(monkeypatch, capsys, said, "--a", "bad.csv", "--b", "poor-0.csv")
+    with refused(said):
+        report(monkeypatch, capsys, *GOLD, "--a", "bad.csv", "--b", "poor-0.csv")
 
 
 @pytest.mark.parametrize(
@@ -235,14 +239,7 @@ def test_files_that_do_not_fit_are_refused(content, said, place, monkeypatch, ca
         (["--a", "good-0.csv", "--b", "poor-0.csv", "--names", "x", "x"], "--names x twice"),
     ],
 )
-def test_calls_that_make_no_sense_are_refused(words, said, place, monkeypatch, capsys):
+def test_calls_that_make_no_sense_are_refused(words, said, place, monkeypatch, capsys, refused):
     monkeypatch.chdir(place)
-    refuse(monkeypatch, capsys, said, *words)
-
-
-def refuse(monkeypatch, capsys, said: str, *words) -> None:
-    with pytest.raises(SystemExit) as stop:
-        report(monkeypatch, capsys, "--gold", "data/ids-sst-dev.csv", *words)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
-    assert said in error
+    with refused(said):
+        report(monkeypatch, capsys, *GOLD, *words)
