@@ -39,8 +39,9 @@ from engine.parallel import Worker
 from engine.settings import Settings
 from programs.gptq.calibration import calibration
 from programs.gptq.rounding import Hessian, Options, best_rows
+from programs.quantize.grid import Rounded
 from programs.quantize.job import open_job
-from programs.quantize.linear import LINEARS, Recipe, Rounded
+from programs.quantize.linear import LINEARS, Recipe
 from programs.quantize.quantize import complete, make_parser, quantize, start
 
 # -- a model ---------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ those of the columns behind it in one product at its end: the block's size chang
 the result. With act_order the columns of the largest H_jj come first. The scale of a group is found
 when the turn of its first column comes; with act_order all are found before.
 
-Differs from the paper in the grid, which is symmetric (linear.py); in that a row whose
-error in the norm of H is smaller with rounding to nearest is rounded to nearest; and in inputs that
-were always 0: their weights are rounded to nearest.
+Differs from the paper in the grid, which is symmetric (programs/quantize/grid.py); in that a row is
+rounded to nearest if that gives a smaller error in the norm of H; and in inputs that were always 0:
+their weights are rounded to nearest.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import torch
 
 from engine.errors import InputError
 from extensions.qat import largest, quantize
-from programs.quantize.linear import Grid, Rounded, round_to_nearest
+from programs.quantize.grid import Grid, Rounded, round_to_nearest
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Quantization after training: a task's checkpoint as a small file of integers, and what it costs.
 
-    w ≈ s q,   s = max|w| / (2^(b−1) − 1),   q = ⌊w / s⌉              linear.py
+    w ≈ s q,   s = max|w| / (2^(b−1) − 1),   q = ⌊w / s⌉              grid.py
 
 With 8 bits each row of a matrix has its scale ("per channel"; Jacob et al. 2018, eq. 1 with Z = 0),
 with fewer each group of columns in a row (Yao et al. 2022, "ZeroQuant", section 4.1). In `--mode
@@ -28,6 +28,7 @@ from engine.files import atomic_write
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
 from extensions.qat import UNROUNDED
+from programs.quantize.grid import INT8, Grid
 from programs.quantize.job import (
     Job,
     dev_figures,
@@ -40,7 +41,7 @@ from programs.quantize.job import (
     seconds_in_turn,
     task_flags,
 )
-from programs.quantize.linear import INT8, Grid, Recipe, quantize_model, tensor_bytes
+from programs.quantize.linear import Recipe, quantize_model, tensor_bytes
 
 GROUP_SIZE = 64  # where there are fewer bits than 8
 

@@ -17,14 +17,13 @@ from engine.fast.gpt2 import accelerate
 from programs.gptq import gptq as program
 from programs.gptq.gptq import Parts, quantize_layers
 from programs.gptq.rounding import Hessian, Options, best_rows, gptq, row_errors
+from programs.quantize.grid import Grid, round_to_nearest
 from programs.quantize.job import load_quantized
 from programs.quantize.linear import (
     LINEARS,
-    Grid,
     QuantizedLinear,
     Recipe,
     quantize_model,
-    round_to_nearest,
 )
 
 GRIDS = [Grid(8), Grid(4), Grid(4, 8), Grid(2, 16)]

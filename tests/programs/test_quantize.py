@@ -16,6 +16,7 @@ from engine.checkpoint import load_tree, save_tree
 from extensions.lora import adapters
 from extensions.qat import export_integers
 from programs.quantize import quantize
+from programs.quantize.grid import Grid, pack, round_to_nearest, unpack
 from programs.quantize.job import (
     absorbed,
     load_quantized,
@@ -26,17 +27,13 @@ from programs.quantize.job import (
 from programs.quantize.linear import (
     LINEARS,
     DynamicLinear,
-    Grid,
     QuantizedEmbedding,
     QuantizedLinear,
     Recipe,
     dequantize_model,
     float_integer_matmul,
     integer_matmul,
-    pack,
     quantize_model,
-    round_to_nearest,
-    unpack,
 )
 from programs.tasks import TASKS
 
