@@ -28,6 +28,7 @@ import torch
 from benchmarks import limits
 from benchmarks.jobs import JOBS, Settings, Workload
 from benchmarks.match import PEERS, measure
+from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.random_checkpoint import write_random_checkpoint
 from benchmarks.report import draw, limit_table, machine_table, memory_table, table
 from benchmarks.timing import alone, environment, write_results
@@ -136,6 +137,7 @@ def get_args(argv=None):
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--force", action="store_true", help="measure again what is in the file")
+    add_commit_flag(parser)
     parser.add_argument("--out", help="default: benchmarks/results/core.json, on GPUs core-gpu-…")
     args = parser.parse_args(argv)
     check_range(args, "batches", 0)
@@ -154,6 +156,7 @@ def get_args(argv=None):
 @command
 def main():
     args = get_args()
+    check_committed(args)
     seed_everything(args.seed)
     for size in args.model_size:
         folder = random_folder(size, args.tokenizer) if args.tokenizer and size in SIZES else size

@@ -24,6 +24,7 @@ from engine.errors import Parser, command
 
 import torch
 
+from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
@@ -260,8 +261,10 @@ def main():
     parser.add_argument("--repeats", type=int, default=3, help="rounds of the techniques' part")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    add_commit_flag(parser)
     parser.add_argument("--out", default="benchmarks/results/extensions.json")
     args = parser.parse_args()
+    check_committed(args)
     here = Path(__file__).resolve().parent  # where this file's name hides extensions/
     sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
     path = Path(args.out)

@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional as F
 
 import pretrain
+from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import alternate, environment, seconds, summary, write_results
 from engine.batches import to_device
 from engine.checkpoint import RunFolder
@@ -160,8 +161,10 @@ def main():
     parser.add_argument("--seed", type=int, default=11711)
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    add_commit_flag(parser)
     parser.add_argument("--out", default="benchmarks/results/pretrain.json")
     args = parser.parse_args()
+    check_committed(args)
     seed_everything(args.seed)
     bench = Bench(args)
     times = alternate({"transformers": bench.transformers, "ours": bench.ours}, args.repeats)

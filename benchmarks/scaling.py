@@ -29,6 +29,7 @@ import torch
 from benchmarks import starter
 from benchmarks.counts import parameters
 from benchmarks.power_law import fit_power_law
+from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.report import plain_numbers
 from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
 from config import GPT2Config
@@ -225,6 +226,7 @@ def get_args(argv=None):
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="of ours")
     parser.add_argument("--force", action="store_true", help="begin the file anew")
+    add_commit_flag(parser)
     parser.add_argument("--out", default="benchmarks/results/scaling.json")
     args = parser.parse_args(argv)
     if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
@@ -257,6 +259,7 @@ def load(args) -> dict:
 @command
 def main():
     args = get_args()
+    check_committed(args)
     results = load(args)
     run(args, results, lambda message: print(message, flush=True))
     draw(results, Path(args.out).with_suffix(".png"))

@@ -9,6 +9,7 @@ extensions/README.md is written by hand but for its last two columns, cost and r
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,32 +20,37 @@ from engine.files import ROOT, atomic_write
 # isort: split
 
 from benchmarks import core, extensions, pretrain, report, scaling
+from benchmarks.provenance import described
 from studies import pretraining_pays, programs_help, techniques_help
 
 RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
-# a table's name -> the results file it is made of, and how
-OF_README = {
-    "core_ratios": ("core", report.ratio_table),
-    "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+# page -> a table's name -> the results file that it is made of, and how
+TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
+    "README.md": {
+        "core_ratios": ("core", report.ratio_table),
+        "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+    },
+    "docs/results.md": {
+        "core": ("core", core.table),
+        "core_memory": ("core", report.memory_table),
+        "core-bf16": ("core-bf16", core.table),
+        "core-compiled": ("core-compiled", core.table),
+        "scaling": ("scaling", scaling.table),
+        "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+        "pretrain": ("pretrain", pretrain.table),
+    },
+    "extensions/README.md": {
+        "sizes": ("extensions", lambda parts: extensions.step_table(parts["sizes"]["figures"])),
+        "attention": (
+            "extensions",
+            lambda parts: extensions.attention_table(parts["attention"]["figures"]),
+        ),
+        "techniques_help": ("techniques_help", techniques_help.table),
+        "programs_help": ("programs_help", programs_help.table),
+    },
 }
-OF_RESULTS = {
-    "core": ("core", core.table),
-    "core_memory": ("core", report.memory_table),
-    "core-bf16": ("core-bf16", core.table),
-    "core-compiled": ("core-compiled", core.table),
-    "scaling": ("scaling", scaling.table),
-    "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
-    "pretrain": ("pretrain", pretrain.table),
-}
-OF_EXTENSIONS = {
-    "sizes": ("extensions", lambda found: extensions.step_table(found["sizes"]["figures"])),
-    "attention": (
-        "extensions",
-        lambda found: extensions.attention_table(found["attention"]["figures"]),
-    ),
-    "techniques_help": ("techniques_help", techniques_help.table),
-    "programs_help": ("programs_help", programs_help.table),
-}
+WITHOUT_COMMITS = "README.md"  # it sends to the other pages for these
+WITH_CELLS = "extensions/README.md"
 NOT_YET = "not measured yet"
 
 
@@ -53,38 +59,32 @@ def results_of(file: str) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def made(tables: dict) -> dict[str, str]:
-    """The tables by name, of today's files."""
-    return {name: table(results_of(file)) for name, (file, table) in tables.items()}
+def filled(page: str, text: str) -> str:
+    """The text of a page with the tables, costs and results of today's files."""
+    made = {}
+    for name, (file, table) in TABLES[page].items():
+        results = results_of(file)
+        commits = "" if page == WITHOUT_COMMITS else f"\n\n{described(results)}"
+        made[name] = table(results) + commits
+    text = with_tables(text, made)
+    return with_cells(text, measured_costs(), measured_results()) if page == WITH_CELLS else text
 
 
-def readme(text: str) -> str:
-    """README.md with the tables of today's files."""
-    return with_tables(text, made(OF_README))
-
-
-def results_page(text: str) -> str:
-    """docs/results.md with the tables of today's files."""
-    return with_tables(text, made(OF_RESULTS))
-
-
-def extensions_readme(text: str) -> str:
-    """extensions/README.md with the tables, costs and results of today's files."""
+def measured_costs() -> dict[str, str]:
+    """What each technique costs, as benchmarks/extensions.py measured it."""
     figures = results_of("extensions")["techniques"]["figures"]
+    _, *flags = extensions.TECHNIQUES  # the first one is plain fine-tuning
+    return by_technique({flag: extensions.cost(figures, flag) for flag in flags})
+
+
+def measured_results() -> dict[str, str]:
+    """What each technique adds to SST's dev accuracy, as studies/techniques_help.py measured it."""
     runs = results_of("techniques_help")["runs"]
-    costs = by_technique({key: extensions.cost(figures, key) for key in extensions.TECHNIQUES[1:]})
-    found = {
-        who: techniques_help.difference(runs, "sst", who) for who in techniques_help.CONTESTANTS[1:]
-    }
-    found = by_technique({who: NOT_YET if said == "–" else said for who, said in found.items()})
-    return with_cells(with_tables(text, made(OF_EXTENSIONS)), costs, found)
-
-
-PAGES = {
-    "README.md": readme,
-    "docs/results.md": results_page,
-    "extensions/README.md": extensions_readme,
-}
+    cells = {}
+    for flag in techniques_help.CONTESTANTS[1:]:
+        added = techniques_help.difference(runs, "sst", flag)
+        cells[flag] = NOT_YET if added == "–" else added
+    return by_technique(cells)
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
@@ -122,10 +122,10 @@ def by_technique(said: dict[str, str]) -> dict[str, str]:
 @command
 def main():
     Parser(description=__doc__.splitlines()[0]).parse_args()
-    for name, fill in PAGES.items():
+    for name in TABLES:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
-        after = fill(before)
+        after = filled(name, before)
         if after != before:
             with atomic_write(path) as file:
                 file.write(after)

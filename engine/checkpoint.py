@@ -29,6 +29,8 @@ UNNAMED = {
     "out",
     "dtype",
 }  # and *_out
+CODE = (".", ":(exclude)*.md", ":(exclude)*/results/*")  # not pages, nor what was measured
+CHANGES, UNKNOWN = "+changes", "unknown"  # of a commit
 
 
 class RunFolder:
@@ -210,17 +212,14 @@ def named_as_of_another_version(path, what: str) -> Iterator[None]:
 
 
 def current_commit() -> str:
-    """The commit of the code, with "+changes" if the tree differs; "unknown" without git."""
+    """The commit of the code, with "+changes" if tracked code differs; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
     try:
-
-        def git(*words):
-            run = subprocess.run(
-                ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True
-            )
-            return run.stdout.strip()
-
-        return git("rev-parse", "HEAD") + (
-            "+changes" if git("status", "--porcelain", "-uno") else ""
-        )
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
+        return git("rev-parse", "HEAD") + (CHANGES if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return UNKNOWN

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import environment, write_results
 from engine.errors import InputError
 from engine.files import ROOT
@@ -194,10 +195,12 @@ def add_study_arguments(parser, *, out: str, tasks=(), lrs=()) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true")
+    add_commit_flag(parser)
     parser.add_argument("--out", default=out)
 
 
 def parse(parser):
     args = parser.parse_args()
+    check_committed(args)
     args.data_dir = str(Path(args.data_dir).resolve())
     return args

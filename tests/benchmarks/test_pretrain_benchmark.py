@@ -19,7 +19,7 @@ def test_the_learning_curves_agree(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(pretrain.SHAPES, "mini", TINY)
     write("text.txt", "\n<|endoftext|>\n".join(VERSES * 100))
     words = ["--text", "text.txt", "--valid", "text.txt", "--block", "32", "--out", "r/p.json"]
-    words += ["--steps", "12", "--points", "4", "--repeats", "1"]
+    words += ["--steps", "12", "--points", "4", "--repeats", "1", "--uncommitted"]
     call_main(monkeypatch, "benchmarks.pretrain", *words)
     results = json.loads((tmp_path / "r" / "p.json").read_text(encoding="utf-8"))
     ours, theirs = results["curves"]["ours"], results["curves"]["transformers"]

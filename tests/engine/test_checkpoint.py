@@ -268,3 +268,19 @@ def test_the_commit_is_git_s_and_says_when_the_tree_differs(tmp_path, monkeypatc
     assert current_commit() == head
     (tmp_path / "a").write_text("2")
     assert current_commit() == head + "+changes"
+
+
+def test_pages_and_measured_results_are_no_changes_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.checkpoint.ROOT", tmp_path)
+    for name in ("README.md", "docs/page.md", "benchmarks/results/core.json", "results/a.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1", encoding="utf-8")
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "Begin"]):
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
+    for name in ("README.md", "docs/page.md", "benchmarks/results/core.json"):
+        (tmp_path / name).write_text("2", encoding="utf-8")
+    assert not current_commit().endswith("+changes")
+    (tmp_path / "results" / "a.py").write_text("2", encoding="utf-8")
+    assert current_commit().endswith("+changes")
