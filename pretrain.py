@@ -81,6 +81,8 @@ class LanguageModel(nn.Module):
 class DecayMatrices(Extension):
     """AdamW that leaves biases and normalisations without weight decay: Brown et al., app. B."""
 
+    recordable = True
+
     def make_optimizer(self, model, lr, weight_decay):
         trainable = [p for p in model.parameters() if p.requires_grad]
         groups = [
@@ -91,18 +93,17 @@ class DecayMatrices(Extension):
 
 
 class Meter:
-    """Counts the tokens that training reads, and the seconds that this takes."""
+    """Counts the tokens of the batches that training reads, and the seconds that this takes."""
 
     def __init__(self, worker: Worker):
         self.worker = worker
         self.tokens, self.started = 0, None
 
-    def forward(self, model, batch: dict):
-        """The forward pass of training."""
+    def note(self, batch: dict) -> None:
+        """To be called with each batch before its step."""
         if self.started is None:
             self.started = time.monotonic()
         self.tokens += batch["token_ids"].numel() * self.worker.count
-        return model(batch["token_ids"])
 
     def tokens_per_second(self) -> float:
         """Since the last call."""
@@ -150,6 +151,11 @@ def build_model(args, pretrained: bool = True) -> LanguageModel:
         load_trainable_state(model.gpt, start.state_dict(), args.init)
     equip(model, load_extensions(args.extension))
     return model
+
+
+def forward_blocks(model, batch: dict):
+    """Blocks have no padding."""
+    return model(batch["token_ids"])
 
 
 def loss_fn(logits, batch: dict):
@@ -243,7 +249,7 @@ def build_loaders(args, data: Path, worker: Worker) -> dict:
 
 def evaluate(model, loader, device) -> dict:
     """Validation loss in nats a token, its exponential, and bits a byte of text."""
-    loss = cross_entropy(model, loader, loss_fn, device, lambda m, batch: m(batch["token_ids"]))
+    loss = cross_entropy(model, loader, loss_fn, device, forward_blocks)
     bits = loss / math.log(2) / loader.dataset.bytes_per_token
     return {"val_loss": loss, "val_perplexity": perplexity(loss), "bits_per_byte": bits}
 
@@ -280,14 +286,14 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         extensions.append(DecayMatrices())
     return fit(
         model,
-        loaders["train"],
+        loaders["train"].watched(meter.note),
         loss_fn=loss_fn,
         evaluate=evaluate_epoch,
         options=fit_options(args, metric="val_loss", maximize=False),
         folder=folder,
         worker=worker,
         extensions=extensions,
-        forward=meter.forward,
+        forward=forward_blocks,
     )
 
 

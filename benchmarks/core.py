@@ -126,9 +126,7 @@ def get_args(argv=None):
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--bf16", action="store_true", help="of ours, and one more transformers")
-    parser.add_argument(
-        "--compile", action="store_true", help="one more of ours, on GPUs by CUDA graphs"
-    )
+    parser.add_argument("--compile", action="store_true", help="one more of ours")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument(
@@ -148,7 +146,11 @@ def get_args(argv=None):
         )
     if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
         raise InputError("--bf16: this CPU has no units for it: add --use_gpu")
-    asked = {"transformers-bf16": args.bf16, "ours-compiled": args.compile}
+    asked = {
+        "transformers-bf16": args.bf16,
+        "ours-compiled": args.compile,
+        "ours-eager": args.use_gpu,
+    }
     args.peers = [name for name in args.peers if asked.get(name, True)]
     return args
 

@@ -21,7 +21,7 @@ from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
 
 READERS = ("starter", "transformers", "transformers-bf16", "ours")
-TRAINERS = (*READERS, "ours-compiled")
+TRAINERS = (*READERS, "ours-compiled", "ours-eager")
 GPU_STEPS = 50  # of the optimizer, where nothing bounds them
 
 
@@ -77,7 +77,7 @@ JOBS = {
             batch_size=12,
             batches=1,
             split="test",
-            peers=("starter", "transformers", "ours", "ours-compiled"),
+            peers=("starter", "transformers", "ours", "ours-eager"),
         ),
         Job("step", "one AdamW step", "step", batches=5, peers=("starter", "torch-fused", "ours")),
     )

@@ -12,7 +12,7 @@ import torch
 from benchmarks import counts, limits
 from benchmarks.huggingface import Transformers, TransformersBf16
 from benchmarks.jobs import Job, Settings, Workload
-from benchmarks.peers import Ours, OursCompiled, Starter, TorchFused
+from benchmarks.peers import Ours, OursCompiled, OursEager, Starter, TorchFused
 from benchmarks.timing import Alone, alternate, seconds, summary
 from engine.errors import InputError
 from engine.files import ROOT
@@ -23,6 +23,7 @@ PEERS = {
     "transformers-bf16": TransformersBf16,
     "torch-fused": TorchFused,
     "ours-compiled": OursCompiled,
+    "ours-eager": OursEager,
     "ours": Ours,
 }
 START = {  # what a script of each peer imports before it can answer --help

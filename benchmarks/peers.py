@@ -15,7 +15,6 @@ from engine import completion
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from engine.checkpoint import RunFolder
 from engine.fast.adamw import FusedAdamW
-from engine.fast.compiling import CUDA_GRAPHS, padding_multiple
 from engine.flags import fit_options
 from engine.generation import generate
 from engine.parallel import start_worker
@@ -104,6 +103,24 @@ class TorchFused(Peer):
         return torch.optim.AdamW(parameters, HEAD_RATE, eps=1e-6, weight_decay=0.0, fused=True)
 
 
+class CountedRows:
+    """A batch sampler whose rows a meter counts."""
+
+    def __init__(self, sampler, meter):
+        self.sampler, self.meter = sampler, meter
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        for rows in self.sampler:
+            self.meter.counts["rows"] += len(rows)
+            yield rows
+
+
 class Ours(Peer):
     """The course's programs as this project has them; no checkpoints of whole models."""
 
@@ -132,6 +149,11 @@ class Ours(Peer):
     def more_flags(self) -> list[str]:
         return []
 
+    def counted(self):
+        """A network only where Python calls it each time: no hook is there in a replay. What is
+        trained is counted when batches are put together, what is written by its length."""
+        return super().counted() if self.job.kind == "evaluate" else None
+
     def output_layer(self):
         return self.model.sentiment_head
 
@@ -143,27 +165,18 @@ class Ours(Peer):
         if self.job.task == "sonnet":
             labels = [next_token_labels(ids) for ids in tokens]
         dataset = TokenDataset(tokens, [row.sent_id for row in rows], labels)
-        return make_loader(
-            dataset,
-            self.job.batch_size,
-            seed=self.settings.seed,
-            shuffle=shuffle,
-            multiple=padding_multiple(self.flags.compile),
-        )
-
-    def forward(self, model, batch):
-        return forward_tokens(model, batch)
+        return make_loader(dataset, self.job.batch_size, seed=self.settings.seed, shuffle=shuffle)
 
     def train(self, rows):
         run = Trainer(
             self.model,
-            self.loader(rows),
+            self.loader(rows).watched(lambda batch: self.meter.read(batch["token_ids"])),
             self.task.loss_fn,
             fit_options(self.flags, metric="nothing"),
             RunFolder("runs", "bench", "core", Settings({}), writes=False),
             self.worker,
             extensions=[],
-            forward=self.forward,
+            forward=forward_tokens,
             log=lambda message: None,
         )
 
@@ -176,6 +189,7 @@ class Ours(Peer):
 
     def train_head(self, rows):
         loaders = {"train": self.loader(rows), "dev": self.loader(self.load.dev, shuffle=False)}
+        loaders["train"].batch_sampler = CountedRows(loaders["train"].batch_sampler, self.meter)
         folder = tempfile.mkdtemp(dir=self.scratch.name)
         run = RunFolder(folder, "sst", "bench", self.flags)
         return lambda: train(self.task, self.flags, self.model, loaders, run, self.worker)
@@ -186,33 +200,28 @@ class Ours(Peer):
 
     def decode(self, rows):
         self.model.tokenizer.eos_token = None
-        return lambda: completion.complete(self.model, rows, self.flags)
-
-
-class OursCompiled(Ours):
-    """Ours with `--compile`, on GPUs by CUDA graphs."""
-
-    def more_flags(self):
-        return ["--compile", CUDA_GRAPHS] if self.settings.use_gpu else ["--compile"]
-
-    def counted(self):
-        """No network: a hook would be compiled with it, or not be there in a replay."""
-        return None
-
-    def forward(self, model, batch):
-        self.meter.read(batch["token_ids"])
-        return super().forward(model, batch)
-
-    def decode(self, rows):
-        work = super().decode(rows)
 
         def counting(model, tokens, mask, **how):
             found = generate(model, tokens, mask, **how)
             self.meter.counts["rows"] += sum(map(len, found)) - int(mask.sum())
             return found
 
-        def counted_work():
+        def work():
             with mock.patch.object(completion, "generate", counting):
-                work()
+                completion.complete(self.model, rows, self.flags)
 
-        return counted_work
+        return work
+
+
+class OursEager(Ours):
+    """Ours without recordings: on a GPU, one launch a kernel."""
+
+    def more_flags(self):
+        return ["--eager"]
+
+
+class OursCompiled(Ours):
+    """Ours with `--compile`."""
+
+    def more_flags(self):
+        return ["--compile"]

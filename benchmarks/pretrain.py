@@ -81,7 +81,7 @@ class Bench:
             folder=RunFolder(self.scratch, "pretrain", "bench", {}),
             worker=self.worker,
             extensions=[pretrain.DecayMatrices()],
-            forward=pretrain.Meter(self.worker).forward,
+            forward=pretrain.forward_blocks,
             log=lambda message: None,
         )
         self.curves["ours"] = [record["train_loss"] for record in progress.history]

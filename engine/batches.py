@@ -6,7 +6,7 @@ where there are any, sent_ids (a list of b strings) and indices (a list: the row
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, islice
 
 import numpy as np
@@ -125,13 +125,10 @@ def next_token_loss(logits, labels, reduction: str = "mean"):
     )
 
 
-def collate(examples: list[dict], multiple: int = 1) -> dict:
-    """Pad b examples on the right into one batch (module docstring); an empty list has b = 0.
-
-    t is the longest one's length, rounded up to a multiple.
-    """
+def collate(examples: list[dict]) -> dict:
+    """Pad b examples on the right into one batch (module docstring); an empty list has b = 0."""
     lengths = np.array([len(example["token_ids"]) for example in examples], dtype=np.int64)
-    t = -(-int(lengths.max(initial=1)) // multiple) * multiple
+    t = int(lengths.max(initial=1))
     labels = [example["label"] for example in examples]
     batch = {
         "token_ids": _padded([example["token_ids"] for example in examples], t, 0),
@@ -175,15 +172,29 @@ class BatchLoader:
         for rows in islice(self.batch_sampler, first, None):
             yield self.collate([self.dataset[row] for row in rows])
 
+    def groups(self, size: int, *, first: int = 0) -> Iterator[list[dict]]:
+        """Lists of `size` batches, the last one perhaps of fewer, from the first-th list on."""
+        batches = self.batches(first * size)
+        while group := list(islice(batches, size)):
+            yield group
 
-def make_loader(
-    dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1, multiple=1
-) -> BatchLoader:
-    """The length buckets of a TokenDataset; multiple: see `collate`."""
+    def watched(self, note: Callable[[dict], None]) -> "BatchLoader":
+        """The same batches; `note` is called with each when it is put together."""
+
+        def collate(examples: list) -> dict:
+            batch = self.collate(examples)
+            note(batch)
+            return batch
+
+        return BatchLoader(self.dataset, self.batch_sampler, collate)
+
+
+def make_loader(dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1) -> BatchLoader:
+    """The length buckets of a TokenDataset."""
     buckets = LengthBuckets(
         dataset.lengths, batch_size, seed=seed, shuffle=shuffle, rank=rank, workers=workers
     )
-    return batch_loader(dataset, buckets, collate=partial(collate, multiple=multiple))
+    return batch_loader(dataset, buckets, collate=collate)
 
 
 def batch_loader(dataset, batch_sampler, *, collate) -> BatchLoader:

@@ -3,7 +3,6 @@
 import torch
 
 from engine.batches import TokenDataset, collate, tokenise
-from engine.fast.compiling import CUDA_GRAPHS
 from engine.generation import generate
 from engine.records import Record, read_sonnets
 from engine.sonnets import dev_gold, prompt_text, random_lines
@@ -31,7 +30,7 @@ def complete(model, prompts: list[Record], settings) -> list[Record]:
         top_k=settings.top_k,
         top_p=settings.top_p,
         end_token=model.tokenizer.eos_token_id,
-        cuda_graph=settings.compile == CUDA_GRAPHS,
+        record=False if settings.eager else None,
         generator=torch.Generator(device).manual_seed(settings.seed),
     )
     completed = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in tokens]

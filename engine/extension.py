@@ -25,9 +25,14 @@ class Extension:
     An extension is a dataclass in `extensions/<name>.py`; its fields are its options. A run has one
     instance: what a hook stores in it, the next one finds. Randomness is drawn from torch, whose
     state a checkpoint keeps.
+
+    recordable: a step's forward and backward pass may be recorded once and replayed on a GPU, where
+    Python is not run again. So modules, `penalty` and `before_backward` look at no number there,
+    keep nothing but in tensors that they change in place, and draw on the device alone.
     """
 
     freezes_backbone = False
+    recordable = False
 
     def prepare_model(self, model) -> None:
         """Change the model, after the weights are in."""
@@ -55,6 +60,11 @@ class Extension:
 
     def after_epoch(self, record: dict, folder: RunFolder) -> None:
         """Called on the main worker with an epoch's figures and the run's folder."""
+
+
+def technique_of(extension: Extension) -> str:
+    """The name by which a run's flags know an extension: that of its file."""
+    return type(extension).__module__.rpartition(".")[2]
 
 
 def apply_extensions(model, extensions: Iterable[Extension]) -> None:

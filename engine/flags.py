@@ -7,7 +7,6 @@ from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
 from engine.errors import InputError
-from engine.fast.compiling import CUDA_GRAPHS, MODES, check_compile, padding_multiple
 from engine.parallel import Worker, has_bf16_units
 from engine.settings import Settings
 from engine.training import FitOptions
@@ -55,11 +54,14 @@ def add_fit_arguments(parser) -> None:
     )
     group.add_argument(
         "--compile",
-        nargs="?",
+        action="store_const",
         const="default",
-        choices=MODES,
-        metavar="MODE",
-        help=f"torch.compile in training; mode {CUDA_GRAPHS}: by CUDA graphs, for small batches",
+        help="torch.compile in training, in the place of recorded steps",
+    )
+    group.add_argument(
+        "--eager",
+        action="store_true",
+        help="on GPUs, neither training steps nor decoding recorded as CUDA graphs",
     )
     group.add_argument(
         "--extension",
@@ -172,7 +174,6 @@ def check_fit_flags(args) -> None:
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
     if args.tf32 and not args.use_gpu:
         raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
-    check_compile(args)
 
 
 def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:
@@ -199,5 +200,4 @@ def split_loader(
         shuffle=True,
         rank=worker.rank,
         workers=worker.count,
-        multiple=padding_multiple(args.compile),
     )

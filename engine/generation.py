@@ -13,10 +13,11 @@ import torch
 
 from engine.batches import is_right_padded
 from engine.errors import InputError
-from engine.fast.cuda_graph import recorded
+from engine.fast import cuda_graph
+from engine.sampling import choose
 from models.gpt2 import states_at
 
-ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
+WORTH_RECORDING = 16  # new tokens, from which on a recording saves more than it takes
 
 
 class LayerCache:
@@ -114,7 +115,7 @@ def generate(
     end_token: int | None = None,
     stop=None,
     use_cache: bool = True,
-    cuda_graph: bool = False,
+    record: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> list[torch.Tensor]:
     """Continue every prompt of a batch; returns one 1-D tensor a row: prompt and new tokens.
@@ -123,7 +124,8 @@ def generate(
     top_k 0 and top_p 1 cut nothing off. A row ends with `end_token` (kept), when `stop(tokens)`
     says so of its 1-D tensor of tokens, after `max_new_tokens`, or at the model's last position.
     `generator` makes the draws repeatable; `use_cache=False` recomputes every prefix (the oracle);
-    `cuda_graph` reads each new token by replaying a recording, on a CUDA GPU.
+    record: each new token is read at the same, full length, on a CUDA GPU by replaying a recording;
+    None: there, unless the new tokens are few. The draws are the same.
     """
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
@@ -140,7 +142,9 @@ def generate(
     tokens[:, :longest] = (input_ids * attention_mask)[:, :longest]
     rows = torch.arange(len(tokens), device=tokens.device)
     done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
-    decoder = CachedDecoder(model, capacity, fixed=cuda_graph)
+    if record is None:
+        record = tokens.is_cuda and max_new_tokens >= WORTH_RECORDING
+    decoder = CachedDecoder(model, capacity, fixed=record)
     step = _cached_steps(decoder) if use_cache else partial(_uncached_step, model)
     was_training = model.training
     model.eval()
@@ -178,7 +182,7 @@ def _cached_steps(decoder: CachedDecoder) -> Callable:
         inputs = tokens.gather(1, last), last
         if read_next is None:
             graph = decoder.fixed and tokens.is_cuda
-            read_next = recorded(decoder.logits, *inputs) if graph else decoder.logits
+            read_next = cuda_graph.recorded(decoder.logits, *inputs) if graph else decoder.logits
         return read_next(*inputs)
 
     return step
@@ -188,75 +192,3 @@ def _uncached_step(model, tokens, lengths):
     t = int(lengths.max())
     mask = torch.arange(t, device=tokens.device) < lengths[:, None]
     return model.hidden_state_to_token(model(tokens[:, :t], mask.long())["last_token"])
-
-
-def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):
-    """Pick one token a row from logits (b, v); returns (b,). Temperature 0 takes the likeliest."""
-    largest, likeliest = logits.max(dim=-1)
-    if not bool(largest.isfinite().all()):
-        raise InputError(
-            "a logit is not finite, so that no token can be drawn: the model's training diverged: "
-            "train with a smaller --lr or --clip 1"
-        )
-    if temperature == 0:
-        return likeliest
-    probabilities = keep_top_k(logits.float() / temperature, top_k).softmax(dim=-1)
-    return draw_from_nucleus(probabilities, top_p, generator)
-
-
-def draw_from_nucleus(probabilities, top_p: float, generator=None):
-    """A draw from `keep_top_p`'s nucleus of (b, v), renormalised, mostly without sorting; (b,).
-
-    A token is in the nucleus exactly when the tokens likelier than it sum to less than p. So draw
-    from everything, and again where that lands outside (rejection sampling); the rows of a nucleus
-    so small that this keeps failing have it cut out by sorting.
-    """
-    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    chosen = draw(running, generator)
-    if top_p >= 1:
-        return chosen
-    for attempt in range(ATTEMPTS):
-        likelier = probabilities > probabilities.gather(1, chosen[:, None])
-        outside = (probabilities * likelier).sum(dim=-1) >= top_p
-        if not bool(outside.any()):
-            break
-        if attempt == ATTEMPTS - 2:
-            nucleus = keep_top_p(probabilities.log(), top_p).softmax(dim=-1)
-            running = nucleus.cumsum(dim=-1, dtype=torch.float64)
-        chosen = torch.where(outside, draw(running, generator), chosen)
-    return chosen
-
-
-def draw(running, generator=None):
-    """One index a row from running sums of probabilities (b, v), float64; returns (b,).
-
-    The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
-    never drawn, and one random number a row is enough.
-    """
-    uniform = torch.rand(
-        len(running), 1, dtype=torch.float64, device=running.device, generator=generator
-    )
-    return torch.searchsorted(running, (1 - uniform) * running[:, -1:])[:, 0]
-
-
-def keep_top_k(logits, top_k: int):
-    """Set all but the k largest logits of each row (b, v) to −∞; 0 keeps everything."""
-    if top_k <= 0 or top_k >= logits.shape[-1]:
-        return logits
-    smallest_kept = logits.topk(top_k, dim=-1).values[:, -1:]
-    return logits.masked_fill(logits < smallest_kept, -torch.inf)
-
-
-def keep_top_p(logits, top_p: float):
-    """Nucleus sampling: keep the fewest tokens whose probabilities sum to at least p.
-
-    Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration", eq. 2–3. The likeliest
-    token always stays. logits: (b, v), the rest becomes −∞.
-    """
-    if top_p >= 1:
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    dropped = probabilities.cumsum(dim=-1) - probabilities >= top_p
-    dropped[:, 0] = False
-    return logits.masked_fill(dropped.scatter(1, order, dropped), -torch.inf)

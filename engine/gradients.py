@@ -16,7 +16,7 @@ from torch import nn
 from engine.batches import count_targets, split_batch, to_device
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.fast.compiling import CUDA_GRAPHS, compiler_errors
+from engine.fast.compiling import compiler_errors
 from engine.parallel import Worker, matmul_precision, sum_over_workers
 
 
@@ -71,7 +71,7 @@ class Gradients:
         """
         local = float(sum(count_targets(batch) for batch in group))
         [targets] = sum_over_workers([local], self.worker)
-        with matmul_precision("high") if self.tf32 else contextlib.nullcontext():
+        with self.precision():
             while True:
                 try:
                     self.optimizer.zero_grad(set_to_none=True)
@@ -79,6 +79,10 @@ class Gradients:
                         return targets, self._add_up(group, targets)
                 except torch.OutOfMemoryError as error:
                     self._halve_micro_batch(group, error)
+
+    def precision(self):
+        """The context in which matrices are multiplied."""
+        return matmul_precision("high") if self.tf32 else contextlib.nullcontext()
 
     def _add_up(self, group: list[dict], targets: float) -> torch.Tensor:
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
@@ -94,7 +98,7 @@ class Gradients:
 
     def _halve_micro_batch(self, group: list[dict], error) -> None:
         rows = self.micro_batch or max(len(batch["sent_ids"]) for batch in group)
-        if rows <= 1 or self.worker.count > 1 or self.compile == CUDA_GRAPHS:
+        if rows <= 1 or self.worker.count > 1:
             raise InputError(
                 f"out of memory with {rows} rows at a time: give a smaller --batch_size or "
                 f"--model_size"

@@ -20,6 +20,7 @@ class FitOptions:
     bf16: bool = False  # bfloat16 autocast
     tf32: bool = False  # what stays in float32 multiplies matrices in TF32, on GPUs
     compile: str | None = None  # torch.compile's mode, for training alone
+    eager: bool = False  # on GPUs, one launch a kernel instead of recorded steps
     patience: int = 0  # epochs without a better one before stopping early; 0 never
     resume: bool = False
     save_minutes: float = 10.0  # between saves within an epoch

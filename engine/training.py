@@ -8,10 +8,9 @@ The gradient of a step is engine/gradients.py's, what a resume needs is engine/r
 """
 
 import contextlib
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -22,11 +21,13 @@ from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.fast.adamw import FusedAdamW
 from engine.fast.compiling import compiled
-from engine.gradients import Gradients, Objective
+from engine.fast.step_graph import RECORDERS
+from engine.gradients import Objective
+from engine.optimizers import make_optimizer
 from engine.options import FitOptions, Progress, rate_factor
 from engine.parallel import Worker, copy_from_main, sum_over_workers
+from engine.recorded_gradients import make_gradients
 from engine.resuming import load_state, save_state
 
 STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
@@ -45,14 +46,20 @@ def fit(
     extensions: Iterable[Extension] = (),
     forward: Callable = forward_tokens,
     log: Callable = print,
+    recorders: Mapping[str, Callable] = RECORDERS,
 ) -> Progress:
     """Train; afterwards the model holds the weights of the best epoch.
 
     loss_fn(logits, batch) is the loss summed over the batch's targets (labels that are not
     IGNORED_LABEL); evaluate(model) gives a dict of dev figures. The extensions were applied to the
-    model before. A loss that is not finite stops the run.
+    model before. A loss that is not finite stops the run. recorders: by type of device, what makes
+    the recorder of its steps; forward and loss_fn are then called for a few batches of each shape
+    alone, with tensors alone, and must not look at a number.
     """
-    run = Trainer(model, loader, loss_fn, options, folder, worker, list(extensions), forward, log)
+    extensions = list(extensions)
+    run = Trainer(
+        model, loader, loss_fn, options, folder, worker, extensions, forward, log, recorders
+    )
     folder.start(options.resume)
     if options.resume:
         run.restore()
@@ -76,19 +83,21 @@ def fit(
 class Trainer:
     """The state of one call of `fit`."""
 
-    def __init__(self, model, loader, loss_fn, options, folder, worker, extensions, forward, log):
+    def __init__(
+        self, model, loader, loss_fn, options, folder, worker, extensions, forward, log,
+        recorders=RECORDERS,
+    ):  # fmt: skip
         self.model, self.loader, self.options = model, loader, options
         self.folder, self.worker, self.extensions = folder, worker, extensions
         self.log = log if worker.is_main else lambda message: None
         self.progress = Progress()
         self.optimizer = make_optimizer(model, options, extensions)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         network = DistributedDataParallel(model) if worker.count > 1 else model
         network = compiled(network, options.compile)
         objective = Objective(model, network, forward, loss_fn, extensions, worker, options.bf16)
-        self.gradients = Gradients(
-            objective, self.optimizer, tf32=options.tf32, compile=options.compile, log=self.log
-        )
+        self.gradients = make_gradients(objective, self.optimizer, options, self.log, recorders)
         self.steps_per_epoch = -(-len(loader) // options.accumulate)
         self.saved_at = time.monotonic()
         self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
@@ -100,9 +109,8 @@ class Trainer:
         progress, started = self.progress, time.monotonic()
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch)
-        batches = self.loader.batches(first=progress.step * self.options.accumulate)
         bar = tqdm(
-            _grouped(batches, self.options.accumulate),
+            self.loader.groups(self.options.accumulate, first=progress.step),
             desc=f"train-{progress.epoch}",
             initial=progress.step,
             total=self.steps_per_epoch,
@@ -128,7 +136,7 @@ class Trainer:
         if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, 1):
             self.look_at_losses()
         if self.options.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
+            nn.utils.clip_grad_norm_(self.trained, self.options.clip)
         self.optimizer.step()
         for extension in self.extensions:
             extension.after_step(self.model)
@@ -234,23 +242,5 @@ class Trainer:
             self.log(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
 
 
-def make_optimizer(model, options: FitOptions, extensions: list[Extension]):
-    """The optimizer that an extension brings, else AdamW over all trainable parameters."""
-    brought = [e.make_optimizer(model, options.lr, options.weight_decay) for e in extensions]
-    brought = [optimizer for optimizer in brought if optimizer is not None]
-    if len(brought) > 1:
-        raise InputError(f"{len(brought)} extensions bring an optimizer: choose one of them")
-    if brought:
-        return brought[0]
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return FusedAdamW(trainable, lr=options.lr, weight_decay=options.weight_decay)
-
-
 def _ids(group: list[dict]) -> list[str]:
     return [sent_id for batch in group for sent_id in batch["sent_ids"]]
-
-
-def _grouped(batches: Iterable[dict], size: int):
-    iterator = iter(batches)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

@@ -26,6 +26,8 @@ class WeightAverage(Extension):
     A subclass says in `share` how much of the newest weights goes into it.
     """
 
+    recordable = True
+
     def share(self, step: int) -> float:
         """The weight of θ_t in θ̂_t at step t, from 1; 0 leaves the average alone."""
         raise NotImplementedError

@@ -20,6 +20,8 @@ from engine.fast.adamw import FusedAdamW
 class LayerwiseDecay(Extension):
     decay: float = 0.9
 
+    recordable = True
+
     def __post_init__(self):
         if not 0 < self.decay <= 1:
             raise InputError(f"llrd: decay={self.decay}: expected more than 0 and at most 1")

@@ -14,6 +14,8 @@ from engine.extension import Extension
 
 @dataclass
 class LogTensorBoard(Extension):
+    recordable = True
+
     def __post_init__(self):
         optional("tensorboard", "log_tensorboard")
         from torch.utils.tensorboard import SummaryWriter

@@ -21,6 +21,8 @@ class LogWandb(Extension):
     project: str = "build-gpt2"
     mode: str = "online"
 
+    recordable = True
+
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"log_wandb: mode={self.mode}: expected one of {', '.join(MODES)}")

@@ -49,6 +49,7 @@ class LoRA(Extension):
     dora: bool = False
 
     freezes_backbone = True
+    recordable = True
 
     def __post_init__(self):
         self.names = list(PLACES) if self.targets == "all" else self.targets.split("+")

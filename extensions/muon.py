@@ -38,6 +38,8 @@ class MuonExtension(Extension):
     momentum: float = 0.95
     steps: int = 5
 
+    recordable = True
+
     def __post_init__(self):
         if not 0 <= self.momentum < 1 or not 1 <= self.steps < 100:
             raise InputError(

@@ -24,6 +24,7 @@ class Prefix(Extension):
     length: int = 10
 
     freezes_backbone = True
+    recordable = True
 
     def __post_init__(self):
         if self.length < 0:

@@ -43,6 +43,8 @@ class QAT(Extension):
     momentum: float = 0.9
     quadapter: bool = False
 
+    recordable = True
+
     def __post_init__(self):
         both = (self.bits, self.activation_bits)
         if not all(2 <= bits <= 8 or bits >= UNROUNDED for bits in both):
@@ -84,6 +86,8 @@ class QAT(Extension):
         new = [source for source in sources if not source.known()]
         for source, noted in zip(sources, noted_by_all(sources), strict=True):
             source.learn(noted, self.momentum)
+        for source in new:
+            source.known()  # so that no later forward pass has to look
         calibrate(model, new)
 
 
@@ -219,12 +223,17 @@ class InputQuantizer(nn.Module):
 
     def _note(self, x) -> None:
         found = torch.stack([-x.amin(dim=0), x.amax(dim=0)])
-        self.noted = found if self.noted is None else torch.maximum(self.noted, found)
+        if self.noted is None or self.noted.device != x.device:
+            self.noted = torch.full_like(found, -torch.inf)
+        self.noted.copy_(torch.maximum(self.noted, found))  # in place: a recording writes there
 
     def taken(self) -> torch.Tensor:
         """The notes since the last time; −∞ where there were no rows."""
-        noted, self.noted = self.noted, None
-        return torch.full_like(self.extremes, -torch.inf) if noted is None else noted
+        if self.noted is None:
+            return torch.full_like(self.extremes, -torch.inf)
+        noted = self.noted.clone()
+        self.noted.fill_(-torch.inf)
+        return noted
 
     def learn(self, noted, momentum: float) -> None:
         """Move the extremes towards those of a step; the first are taken as they are."""

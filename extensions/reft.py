@@ -35,6 +35,7 @@ class ReFT(Extension):
     dropout: float = 0.0
 
     freezes_backbone = True
+    recordable = True
 
     def __post_init__(self):
         if self.rank < 1 or min(self.first, self.last) < 0 or not 0 <= self.dropout < 1:

@@ -47,6 +47,8 @@ class ShampooExtension(Extension):
     graft: bool = True
     max_dim: int = 4096
 
+    recordable = True
+
     def __post_init__(self):
         if self.every < 1 or self.max_dim < 1:
             raise InputError(

@@ -27,6 +27,8 @@ class SlidingWindow(Extension):
     window: int = 128
     sinks: int = 0
 
+    recordable = True
+
     def __post_init__(self):
         if self.window < 1 or self.sinks < 0:
             raise InputError(

@@ -37,6 +37,8 @@ class SoapExtension(Extension):
     beta2: float = 0.95
     max_dim: int = 4096
 
+    recordable = True
+
     def __post_init__(self):
         if self.every < 1 or self.max_dim < 1:
             raise InputError(

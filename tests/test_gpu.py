@@ -1,16 +1,23 @@
-"""On a CUDA GPU: the same model, the three tasks, bf16, and memory that runs out."""
+"""On a CUDA GPU: the same model, the three tasks, recorded steps, bf16, memory that runs out."""
 
+import gc
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from course_files import call_main, predicted, work_in, write_course, write_model
-from tiny_run import run_path
+from tiny_run import run_path, same_bits, tiny_classifier
+from tiny_run import trainer as new_trainer
 
+import classifier
+from engine.batches import TokenDataset, make_loader
 from engine.checkpoint import RunFolder, load_tree
-from engine.fast.compiling import CUDA_GRAPHS
+from engine.extension import load_extensions, techniques
 from engine.fast.gpt2 import accelerate
+from engine.fast.step_graph import RECORDERS
 from engine.generation import generate
+from engine.parallel import Worker
 from engine.training import Trainer
 from models.gpt2 import GPT2Model
 
@@ -80,55 +87,151 @@ def test_bfloat16_follows_float32(place, monkeypatch):
         torch.testing.assert_close(half[name], full[name], atol=1e-3, rtol=0.05)
 
 
-@pytest.mark.parametrize("extra", [["--compile"], ["--compile", CUDA_GRAPHS], ["--tf32"]])
+@pytest.mark.parametrize("extra", [[], ["--accumulate", "2"], ["--clip", "0.1"], ["--tf32"]])
 @pytest.mark.parametrize("task", TASKS)
-def test_quicker_kernels_follow_the_plain_ones(task, extra, place, monkeypatch):
-    """Gradients that a replayed graph lost or kept too long would lead elsewhere."""
+def test_recorded_steps_follow_the_eager_ones(task, extra, place, monkeypatch):
+    """Gradients that a replay lost or kept too long would lead elsewhere."""
     dropout = ["--hidden_dropout_prob", "0"] if task == "classifier" else []
-    plain = run(monkeypatch, task, *dropout, "--runs_dir", "plain")
-    quick = run(monkeypatch, task, *dropout, "--runs_dir", "quick", *extra)
+    flags = [*dropout, *extra, "--epochs", "4"]
+    eager = run(monkeypatch, task, *flags, "--runs_dir", "eager", "--eager")
+    recorded = run(monkeypatch, task, *flags, "--runs_dir", "recorded")
+    tolerance = (
+        {"atol": 1e-3, "rtol": 0.05} if extra == ["--tf32"] else {"atol": 1e-4, "rtol": 0.01}
+    )
+    for name in eager:
+        torch.testing.assert_close(recorded[name], eager[name], **tolerance, msg=name)
     start = GPT2Model.from_pretrained("model").state_dict()
+    assert [n for n in start if not torch.equal(eager.get(f"gpt.{n}", start[n]), start[n])]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_compiled_network_follows_the_plain_one(task, place, monkeypatch):
+    dropout = ["--hidden_dropout_prob", "0"] if task == "classifier" else []
+    plain = run(monkeypatch, task, *dropout, "--runs_dir", "plain", "--eager")
+    quick = run(monkeypatch, task, *dropout, "--runs_dir", "quick", "--compile")
     for name in plain:
         torch.testing.assert_close(quick[name], plain[name], atol=1e-3, rtol=0.05)
-    moved = [n for n in start if not torch.equal(plain.get(f"gpt.{n}", start[n]), start[n])]
-    assert moved
 
 
+RECORDED = [
+    name
+    for name in techniques()
+    if not name.startswith("log_") and load_extensions([name])[0].recordable
+]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_technique_that_says_that_it_can_be_recorded_learns_what_it_does_eagerly(
+    name, place, monkeypatch, capsys
+):
+    flags = ["--hidden_dropout_prob", "0", "--extension", name, "--epochs", "4"]
+    eager = run(monkeypatch, "classifier", *flags, "--runs_dir", "eager", "--eager")
+    recorded = run(monkeypatch, "classifier", *flags, "--runs_dir", "recorded")
+    assert "run eagerly" not in capsys.readouterr().out
+    close = {"atol": 2e-3, "rtol": 0.05} if name == "qat" else {"atol": 1e-4, "rtol": 0.01}
+    for key in eager:
+        if "extremes" not in key:  # of padding, too, of which recorded batches have more
+            torch.testing.assert_close(recorded[key], eager[key], **close, msg=key)
+
+
+@pytest.mark.parametrize("name", ["kfac", "rdrop", "smart", "gradient_checkpointing"])
+def test_a_technique_that_cannot_be_recorded_runs_eagerly_and_says_so(
+    name, place, monkeypatch, capsys
+):
+    run(monkeypatch, "classifier", "--extension", name)
+    said = capsys.readouterr().out
+    assert said.count(f"{name}: no recorded steps with this extension, they run eagerly") == 1
+
+
+def recorded_run(tmp_path, dropout: float, **options):
+    """A trainer of a tiny classifier on the GPU, on rows of one shape."""
+    worker = Worker(torch.device("cuda"))
+    rows = TokenDataset(
+        [[1 + i % 9] * 8 for i in range(256)], ["x"] * 256, [i % 5 for i in range(256)]
+    )
+    loader = make_loader(rows, 4)
+    model = tiny_classifier(dropout).cuda()
+    return new_trainer(
+        model, loader, classifier.loss_fn, tmp_path, worker, recorders=RECORDERS, **options
+    )
+
+
+def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path):
+    run = recorded_run(tmp_path, 0.5, lr=0.0)
+    batch = next(run.loader.batches())
+    ends = []
+    for seed in (1, 1, 2):
+        torch.cuda.manual_seed(seed)
+        ends.append([float(run.gradients.of([batch])[1][0]) for _ in range(6)])
+    assert len(run.gradients.graphs.recordings) == 1
+    assert len(set(ends[0])) == 6 and ends[0] == ends[1] != ends[2]
+
+
+def test_a_recorded_step_is_one_launch_where_an_eager_one_is_hundreds(tmp_path):
+    counts = {}
+    for eager in (False, True):
+        run = recorded_run(tmp_path, 0.1, eager=eager)
+        for batch in run.loader.batches(first=60):
+            run.step([batch])
+        with torch.profiler.profile() as profile:
+            run.step([next(run.loader.batches())])
+            torch.cuda.synchronize()
+        launches = {event.key: event.count for event in profile.key_averages()}
+        counts[eager] = launches.get("cudaLaunchKernel", 0), launches.get("cudaGraphLaunch", 0)
+    assert counts[False][1] == 1 and counts[True][1] == 0
+    assert counts[False][0] < 40 < counts[True][0] / 2
+
+
+@pytest.mark.parametrize("extra", [[], ["--eager"]])
 @pytest.mark.parametrize("task", TASKS)
-def test_no_step_of_training_waits_for_the_gpu(task, place, monkeypatch):
-    """After the first one, which tries the kernels."""
+def test_no_step_of_training_waits_for_the_gpu(task, extra, place, monkeypatch):
+    """After the first epochs, in which kernels are tried and steps recorded."""
     steps = []
 
     def watched(trainer, group, step=Trainer.step):
-        if steps:
+        if trainer.progress.epoch >= 3:
             torch.cuda.set_sync_debug_mode("error")
-        steps.append(1)
+            steps.append(1)
         step(trainer, group)
         torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Trainer, "step", watched)
-    run(monkeypatch, task, "--bf16")
-    assert len(steps) > 2
+    run(monkeypatch, task, "--bf16", "--epochs", "4", *extra)
+    assert steps
 
 
-def test_a_run_on_the_gpu_resumes(place, monkeypatch, capsys):
-    def stop(self, tree, save=RunFolder.save_last):
-        save(self, tree)
-        if tree["progress"]["epoch"] == 1:
+@pytest.mark.parametrize("extra", [[], ["--eager"], ["--bf16", "--accumulate", "2"]])
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_on_the_gpu_resumes_to_the_same_bits(task, extra, place, monkeypatch, capsys):
+    """Whatever was recorded when: the resumed run begins without recordings, mid-epoch."""
+    write_model("model", dropout=0.1)
+    words = ["--epochs", "3", "--save_minutes", "0", "--batch_size", "4", *extra]
+
+    def stop(folder, tree, save=RunFolder.save_last):
+        save(folder, tree)
+        if (tree["progress"]["epoch"], tree["progress"]["step"]) == (1, 1):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
-        run(patch, "classifier")
-    run(monkeypatch, "classifier", "--resume")
-    assert "resumed at epoch 1, step 0" in capsys.readouterr().out
+        run(patch, task, *words, "--runs_dir", "cut")
+    cut = run(monkeypatch, task, *words, "--runs_dir", "cut", "--resume")
+    assert "resumed at epoch 1, step 1" in capsys.readouterr().out
+    whole = run(monkeypatch, task, *words, "--runs_dir", "whole")
+    lines = [run_path(f, "*/metrics.jsonl").read_text("utf-8") for f in ("whole", "cut")]
+    figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
+    assert figures[0] == figures[1] and same_bits(whole, cut)
 
 
 def test_memory_that_runs_out_is_answered_by_smaller_pieces(place, monkeypatch, capsys):
     write_model("model", hidden_size=512, num_hidden_layers=8)
     flags = ["--batch_size", "40", "--hidden_dropout_prob", "0"]
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     run(monkeypatch, "classifier", *flags, "--runs_dir", "whole")
     peak = torch.cuda.max_memory_allocated()
+    gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(0.9 * peak / total)
@@ -150,10 +253,10 @@ def test_replayed_decoding_writes_the_same_text(sampled, place):
             tokens,
             mask,
             max_new_tokens=40,
-            cuda_graph=graph,
+            record=record,
             generator=torch.Generator("cuda").manual_seed(1),
             **sampled,
         )
-        for graph in (False, True)
+        for record in (False, True)
     )
     assert [row.tolist() for row in replayed] == [row.tolist() for row in plain]

@@ -63,6 +63,7 @@ def run(
     evaluate=None,
     extensions=(),
     log=lambda message: None,
+    recorders=None,
     **options,
 ):
     """`fit` with these options on CPU; by default every epoch is better than the one before."""
@@ -79,10 +80,13 @@ def run(
         worker=WORKER,
         extensions=extensions,
         log=log,
+        recorders=recorders or {},
     )
 
 
-def trainer(model, loader, loss_fn, root, worker=WORKER, **options) -> Trainer:
+def trainer(
+    model, loader, loss_fn, root, worker=WORKER, *, extensions=(), recorders=None, **options
+) -> Trainer:
     """What `fit` begins with, for a look at single epochs."""
     return Trainer(
         model,
@@ -91,9 +95,10 @@ def trainer(model, loader, loss_fn, root, worker=WORKER, **options) -> Trainer:
         FitOptions(**{"epochs": 1, "lr": 0.1, "metric": "none"} | options),
         folder(root),
         worker,
-        extensions=[],
+        extensions=list(extensions),
         forward=forward_tokens,
         log=print,
+        recorders=recorders or {},
     )
 
 

@@ -1,8 +1,6 @@
 """torch.compile in training: the same network in fewer and larger kernels, the same gradients.
 
-One compilation serves batches of all lengths. Mode "reduce-overhead" goes further, on GPUs: it
-records the kernels of a step as CUDA graphs, one for each shape of a batch, and replays them, where
-starting so many small kernels takes longer than they do. Dropout draws other numbers than without.
+One compilation serves batches of all lengths. Dropout draws other numbers than without.
 """
 
 import contextlib
@@ -11,32 +9,6 @@ import weakref
 import torch
 
 from engine.errors import InputError
-from engine.parallel import worker_count
-
-CUDA_GRAPHS = "reduce-overhead"
-MODES = ("default", CUDA_GRAPHS)
-MULTIPLE = 8  # positions to which the batches of graphs are padded, so that shapes are few
-
-
-def check_compile(args) -> None:
-    """Refuse flags that do not go with `--compile`.
-
-    A graph writes its gradients to the same place in every replay, so that those of an earlier part
-    of a step would be lost (PyTorch's issue 169545): a step must have one part.
-    """
-    if args.compile != CUDA_GRAPHS:
-        return
-    flag = f"--compile {CUDA_GRAPHS}"
-    if not args.use_gpu:
-        raise InputError(f"{flag}: CPUs have no CUDA graphs: add --use_gpu, or give --compile")
-    if args.accumulate > 1 or worker_count() > 1:
-        raise InputError(f"{flag}: not with --accumulate or several workers: give --compile alone")
-
-
-def padding_multiple(mode: str | None) -> int:
-    """What the positions of training batches are rounded up to, see `batches.collate`."""
-    return MULTIPLE if mode == CUDA_GRAPHS else 1
-
 
 _last = None  # a weak reference to the model that was compiled last
 

@@ -1,6 +1,5 @@
 """`--compile`: the same gradients in other kernels, one graph, and one line where it cannot be."""
 
-import os
 import stat
 
 import pytest
@@ -12,8 +11,7 @@ from classifier import TASKS
 from engine.batches import TokenDataset, collate, forward_tokens, make_loader, to_device
 from engine.checkpoint import load_tree
 from engine.errors import InputError
-from engine.fast.compiling import CUDA_GRAPHS, compiled, compiler_errors
-from engine.parallel import Worker
+from engine.fast.compiling import compiled, compiler_errors
 from engine.training import Trainer
 
 SST = TASKS["sst"]
@@ -144,39 +142,3 @@ def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="something else"), compiler_errors("default"):
         raise RuntimeError("something else")
     assert compiled(Averager(), None).__class__ is Averager
-
-
-@pytest.mark.parametrize(
-    "flags, workers, said",
-    [
-        ("", "1", "CPUs have no CUDA graphs"),
-        ("--use_gpu --accumulate 2", "1", "not with --accumulate"),
-        ("--use_gpu", "2", "several workers"),
-    ],
-)
-def test_cuda_graphs_are_refused_where_they_would_lose_gradients(flags, workers, said, monkeypatch):
-    monkeypatch.setitem(os.environ, "WORLD_SIZE", workers)
-    with pytest.raises(InputError, match=said):
-        SST.get_args(["--compile", CUDA_GRAPHS, *flags.split()])
-
-
-def test_batches_of_cuda_graphs_have_few_shapes():
-    dataset = texts(26)
-    shapes = {batch["token_ids"].shape for batch in make_loader(dataset, 4, multiple=8)}
-    assert {t for _, t in shapes} == {8, 16}
-    plain, padded = (next(iter(make_loader(dataset, 4, multiple=m))) for m in (1, 8))
-    t = plain["token_ids"].shape[1]
-    assert torch.equal(padded["token_ids"][:, :t], plain["token_ids"])
-    assert not padded["attention_mask"][:, t:].any()
-    assert padded["labels"].tolist() == plain["labels"].tolist()
-
-
-def test_the_flag_reaches_the_loader(monkeypatch):
-    seen = {}
-    monkeypatch.setattr("engine.flags.make_loader", lambda *_, **how: seen.update(how))
-    from engine.flags import split_loader
-
-    for words, multiple in ([], 1), (["--compile"], 1), (["--compile", CUDA_GRAPHS], 8):
-        args = SST.get_args([*words, "--use_gpu"])
-        split_loader(args, texts(3), "train", Worker(CPU), 8)
-        assert seen["multiple"] == multiple

@@ -10,13 +10,12 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 from config import GPT2Config
 from engine.errors import InputError
 from engine.fast.attention import fused_causal_attention
-from engine.generation import (
+from engine.generation import CachedDecoder, generate
+from engine.sampling import (
     ATTEMPTS,
-    CachedDecoder,
     choose,
     draw,
     draw_from_nucleus,
-    generate,
     keep_top_k,
     keep_top_p,
 )
@@ -295,7 +294,7 @@ def test_draws_follow_the_renormalised_nucleus(probabilities, top_p):
 def test_a_small_nucleus_is_cut_out_after_a_few_draws(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "engine.generation.draw", lambda *args: calls.append(0) or draw(*args), raising=True
+        "engine.sampling.draw", lambda *args: calls.append(0) or draw(*args), raising=True
     )
     flat = torch.full((50, 10_000), 1e-4)
     flat[:, 77] = 2e-4
@@ -373,11 +372,11 @@ def test_reading_at_a_fixed_length_gives_the_same_text_and_draws(model, lengths)
                     **batch,
                     max_new_tokens=12,
                     generator=torch.Generator().manual_seed(7),
-                    cuda_graph=graph,
+                    record=record,
                     **settings,
                 )
             )
-            for graph in (False, True)
+            for record in (False, True)
         )
         assert fixed == growing
 
@@ -390,7 +389,7 @@ def test_all_tokens_after_the_prompt_are_read_in_the_same_shapes(model, monkeypa
         return fused_causal_attention(query, key, *rest)
 
     monkeypatch.setattr(CausalSelfAttention, "attend", staticmethod(attend))
-    generate(model, **prompts(), max_new_tokens=6, cuda_graph=True)
+    generate(model, **prompts(), max_new_tokens=6, record=True)
     layers, longest = CONFIG.num_hidden_layers, max(LENGTHS)
     assert shapes == [longest] * layers + [longest + 6] * 5 * layers
 

@@ -161,7 +161,7 @@ def test_workers_agree_on_what_the_whole_batch_would_have_shown(monkeypatch):
     batch = torch.randn(8, 2)
     parts[0](batch[:5])
     parts[1](batch[5:])  # the third worker had no rows
-    notes = [copy.copy(part).taken() for part in parts]
+    notes = [copy.deepcopy(part).taken() for part in parts]
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
 
     def all_reduce(tensor, op):

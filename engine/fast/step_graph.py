@@ -1,0 +1,165 @@
+"""Forward and backward pass of a training step recorded once for each shape of a batch, replayed.
+
+A GPT-2 of 12 layers starts some 1,500 kernels a step, each of which takes the host longer to start
+than a GPU to run when the batch is small. A CUDA graph starts all of them at once.
+
+What a replay reads and writes lies at the same place each time: the batch in one block of bytes,
+gradients and figures in tensors that are set to 0 before a step and added to. A shape's first batch
+runs eagerly, which also gets libraries ready; when it comes again it is recorded. Recording runs no
+kernel and draws nothing, and a replay draws what the eager pass would: so a run's numbers do not
+depend on what was recorded when, and a resumed one continues exactly.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from engine.fast.packing import Layout, layout_of, pack
+
+MOST_SHAPES = 48
+POOL_SHARE = 0.25  # of a GPU's memory, for what recordings compute with
+SCALE = "scale"  # in a block: the targets of the whole step, and the batch's share of them
+
+
+class Recorder(Protocol):
+    """What records work on a device; all recordings share one pool of memory."""
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Do the work now."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """A function that does the work again, without a change to anything now."""
+
+    def has_room(self) -> bool:
+        """Whether the pool is smaller than its share of memory."""
+
+
+class CudaRecorder:
+    """CUDA graphs: "CUDA semantics" in PyTorch's documentation, section "CUDA Graphs"."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream = device, side_stream(device)
+        self.pool, self.held = torch.cuda.graph_pool_handle(), 0
+        self.share = POOL_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    def run(self, work: Callable[[], None]) -> None:
+        """On the stream of the recordings, where autograd then finds what it made there."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            work()
+        current.wait_stream(self.stream)
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        capture = torch.cuda.graph(
+            graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+        )
+        with torch.random.fork_rng([self.device]), capture:
+            before = torch.cuda.memory_reserved(self.device)
+            work()
+            self.held += torch.cuda.memory_reserved(self.device) - before
+        return graph.replay
+
+    def has_room(self) -> bool:
+        return self.held < self.share
+
+
+@functools.cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one that all recorders of a device share, as cuBLAS keeps memory for each stream."""
+    return torch.cuda.Stream(device)
+
+
+RECORDERS: dict[str, Callable[[torch.device], Recorder]] = {"cuda": CudaRecorder}  # by device type
+
+
+@dataclass(frozen=True)
+class Recording:
+    block: torch.Tensor  # bytes on the device, which a batch is copied into
+    replay: Callable[[], None]
+
+
+class StepGraphs:
+    """Adds up the gradients of batches, by replaying where a shape comes again."""
+
+    def __init__(
+        self,
+        backward: Callable,
+        parameters: list[torch.Tensor],
+        recorder: Recorder,
+        *,
+        device: torch.device,
+        most_positions: float,
+        log: Callable[[str], None],
+        most_shapes: int = MOST_SHAPES,
+    ):
+        """backward(batch, targets, share) adds gradients and returns figures (2,) of float64.
+
+        It must do the same whenever it is called, look at no number on the device, and gets the
+        batch's tensors alone.
+        """
+        self.backward, self.parameters, self.recorder = backward, parameters, recorder
+        self.device, self.most_positions, self.log = device, most_positions, log
+        self.most_shapes = most_shapes
+        self.figures = torch.zeros(2, dtype=torch.float64, device=device)
+        self.recordings: dict[Layout, Recording] = {}
+        self.first_step: dict[Layout, int] = {}  # in which a shape was seen
+        self.steps, self.most_rows = 0, 0
+        self.full = False
+
+    def begin(self) -> None:
+        """Set the gradients that there are, and the figures, to 0."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_zero_(gradients)
+        self.figures.zero_()
+        self.steps += 1
+
+    def add(self, batch: dict, targets: float, share: float) -> None:
+        """Add the gradient and the figures of one batch of a step."""
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        tensors[SCALE] = torch.tensor([targets, share])
+        layout = layout_of(tensors, self.most_positions)
+        block = pack(tensors, layout, pinned=self.device.type == "cuda")
+        recording = self.recordings.get(layout) or self._recorded(layout, len(batch["sent_ids"]))
+        if recording:
+            recording.block.copy_(block, non_blocking=True)
+            recording.replay()
+        else:
+            block = block.to(self.device, non_blocking=True)
+            self.recorder.run(functools.partial(self._add, layout.views(block)))
+
+    def _add(self, batch: dict) -> None:
+        targets, share = batch[SCALE].unbind()
+        batch = {key: value for key, value in batch.items() if key != SCALE}
+        self.figures += self.backward(batch, targets, share)
+
+    def _recorded(self, layout: Layout, rows: int) -> Recording | None:
+        """A new recording, if this shape is worth one: it comes again, and is no uneven rest.
+
+        An earlier step has seen it, so that whatever begins with the first step has begun.
+        """
+        self.most_rows = max(self.most_rows, rows)
+        seen_before = self.first_step.setdefault(layout, self.steps) < self.steps
+        if not seen_before or rows < self.most_rows or not self._room():
+            return None
+        block = torch.zeros(layout.size, dtype=torch.uint8, device=self.device)
+        replay = self.recorder.record(functools.partial(self._add, layout.views(block)))
+        self.recordings[layout] = Recording(block, replay)
+        return self.recordings[layout]
+
+    def _room(self) -> bool:
+        """Whether another shape may be recorded; the first time that not, a line says so."""
+        if self.full:
+            return False
+        self.full = len(self.recordings) >= self.most_shapes or not self.recorder.has_room()
+        if self.full:
+            self.log(
+                f"{len(self.recordings)} shapes of batches are recorded as CUDA graphs; "
+                f"others run eagerly"
+            )
+        return not self.full

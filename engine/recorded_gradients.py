@@ -1,0 +1,79 @@
+"""The gradient of a step from recorded passes, engine/fast/step_graph.py, where a run may."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+
+from engine.batches import count_targets
+from engine.extension import Extension, technique_of
+from engine.fast.step_graph import Recorder, StepGraphs
+from engine.gradients import Gradients, Objective
+from engine.options import FitOptions
+from engine.parallel import Worker
+
+
+def make_gradients(
+    objective: Objective,
+    optimizer,
+    options: FitOptions,
+    log: Callable,
+    recorders: Mapping[str, Callable],
+) -> Gradients:
+    """Recorded ones on devices with a recorder, if nothing in the run forbids it."""
+    worker = objective.worker
+    make = recorders.get(worker.device.type)
+    how = {"tf32": options.tf32, "compile": options.compile, "log": log}
+    if make is None or not may_record(options, worker, objective.extensions, log):
+        return Gradients(objective, optimizer, **how)
+    return RecordedGradients(objective, optimizer, make(worker.device), **how)
+
+
+def may_record(
+    options: FitOptions, worker: Worker, extensions: list[Extension], log: Callable
+) -> bool:
+    """Whether a run's steps may be recorded; a line names the extensions that they are not for."""
+    if options.eager or options.compile or worker.count > 1:
+        return False
+    eager = [technique_of(extension) for extension in extensions if not extension.recordable]
+    if eager:
+        log(f"{', '.join(eager)}: no recorded steps with this extension, they run eagerly")
+    return not eager
+
+
+class RecordedGradients(Gradients):
+    """From when memory runs out, they are the eager ones."""
+
+    def __init__(self, objective: Objective, optimizer, recorder: Recorder, **how):
+        super().__init__(objective, optimizer, **how)
+        optimizer.zero_grad(set_to_none=True)
+        self.graphs: StepGraphs | None = StepGraphs(
+            objective.backward,
+            [p for p in objective.model.parameters() if p.requires_grad],
+            recorder,
+            device=self.worker.device,
+            most_positions=most_positions(objective.model),
+            log=self.log,
+        )
+
+    def of(self, group: list[dict]) -> tuple[float, torch.Tensor]:
+        if self.graphs is None:
+            return super().of(group)
+        counts = [count_targets(batch) for batch in group]
+        targets = float(sum(counts))
+        try:
+            with self.precision():
+                self.graphs.begin()
+                for batch, count in zip(group, counts, strict=True):
+                    self.graphs.add(batch, targets, count / targets)
+            return targets, self.graphs.figures.clone()
+        except torch.OutOfMemoryError:
+            self.graphs = None  # what it holds is free with the next allocation that needs it
+        self.log("out of memory: the recorded steps are given up, the run goes on eagerly")
+        return super().of(group)
+
+
+def most_positions(model) -> float:
+    """How long the model's texts may be."""
+    config = getattr(getattr(model, "gpt", None), "config", None)
+    return getattr(config, "max_position_embeddings", math.inf)
