@@ -42,8 +42,7 @@ from engine.corpus import (
     train_tokenizer,
     write_tokens,
 )
-from engine.extension import Extension, equip, load_extensions
-from engine.fast.adamw import FusedAdamW
+from engine.extension import equip, load_extensions
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
 from engine.hub import backbone
@@ -76,20 +75,6 @@ class LanguageModel(nn.Module):
     def forward(self, input_ids, attention_mask=None):
         hidden_states = self.gpt(input_ids, attention_mask)["last_hidden_state"]
         return self.gpt.hidden_state_to_token(hidden_states)
-
-
-class DecayMatrices(Extension):
-    """AdamW that leaves biases and normalisations without weight decay: Brown et al., app. B."""
-
-    recordable = True
-
-    def make_optimizer(self, model, lr, weight_decay):
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trainable if p.dim() < 2], "weight_decay": 0.0},
-        ]
-        return FusedAdamW(groups, lr=lr, betas=BETAS)
 
 
 class Meter:
@@ -281,18 +266,15 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         used = utilization(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}
 
-    extensions = list(model.extensions)
-    if all(type(e).make_optimizer is Extension.make_optimizer for e in extensions):
-        extensions.append(DecayMatrices())
     return fit(
         model,
         loaders["train"].watched(meter.note),
         loss_fn=loss_fn,
         evaluate=evaluate_epoch,
-        options=fit_options(args, metric="val_loss", maximize=False),
+        options=replace(fit_options(args, metric="val_loss", maximize=False), betas=BETAS),
         folder=folder,
         worker=worker,
-        extensions=extensions,
+        extensions=model.extensions,
         forward=forward_blocks,
     )
 

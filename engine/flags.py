@@ -39,7 +39,12 @@ def add_fit_arguments(parser) -> None:
         type=int,
         help="use the first N rows of each file, for a quick look; outputs get names of their own",
     )
-    group.add_argument("--weight_decay", type=float, default=0.0)
+    group.add_argument(
+        "--weight_decay",
+        type=float,
+        default=0.0,
+        help="of matrices and embeddings; biases and normalizations have none",
+    )
     group.add_argument("--warmup", type=float, default=0.0, help="share of steps, for example 0.1")
     group.add_argument("--schedule", choices=("constant", "linear", "cosine"), default="constant")
     group.add_argument("--clip", type=float, default=0.0, help="largest gradient norm; 0: none")
@@ -47,7 +52,8 @@ def add_fit_arguments(parser) -> None:
     group.add_argument(
         "--bf16",
         action="store_true",
-        help="bfloat16 autocast, on GPUs and on CPUs with units for it",
+        help="bfloat16 autocast in training, on GPUs and on CPUs with units for it; dev figures "
+        "and predictions are in float32",
     )
     group.add_argument(
         "--tf32", action="store_true", help="float32 matrix products in TF32 in training, on GPUs"

@@ -1,4 +1,4 @@
-"""The optimizer of a run."""
+"""The optimizer of a run; matrices and embeddings decay in all of them, vectors in none."""
 
 from engine.errors import InputError
 from engine.extension import Extension
@@ -12,7 +12,29 @@ def make_optimizer(model, options: FitOptions, extensions: list[Extension]):
     brought = [optimizer for optimizer in brought if optimizer is not None]
     if len(brought) > 1:
         raise InputError(f"{len(brought)} extensions bring an optimizer: choose one of them")
-    if brought:
-        return brought[0]
     trainable = [p for p in model.parameters() if p.requires_grad]
-    return FusedAdamW(trainable, lr=options.lr, weight_decay=options.weight_decay)
+    [optimizer] = brought or [
+        FusedAdamW(trainable, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+    ]
+    spare_vectors(optimizer)
+    return optimizer
+
+
+def spare_vectors(optimizer) -> None:
+    """Give biases and the gains of normalizations groups of their own, without weight decay.
+
+    Decay is there for the weights that are multiplied with inputs; a gain belongs near 1, not 0.
+    """
+    for group in list(optimizer.param_groups):
+        params = group["params"]
+        names = group.get("param_names")
+        vectors = [i for i, param in enumerate(params) if param.dim() < 2]
+        if not group["weight_decay"] or not vectors:
+            continue
+        spared = [(names[i], params[i]) if names else params[i] for i in vectors]
+        others = sorted(set(range(len(params))) - set(vectors))
+        group["params"] = [params[i] for i in others]
+        if names:
+            group["param_names"] = [names[i] for i in others]
+        shared = {key: group[key] for key in group if key not in ("params", "param_names")}
+        optimizer.add_param_group({**shared, "params": spared, "weight_decay": 0.0})

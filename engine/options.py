@@ -12,7 +12,8 @@ class FitOptions:
     lr: float
     metric: str  # the key in evaluate's dict that decides the best epoch
     maximize: bool = True
-    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
+    weight_decay: float = 0.0  # of matrices and embeddings; vectors have none
     warmup: float = 0.0  # share of all steps in which the rate rises linearly from 0
     schedule: str = "constant"  # or "linear" or "cosine", falling to 0
     clip: float = 0.0  # largest norm of the gradient; 0 leaves it alone

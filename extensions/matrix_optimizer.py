@@ -29,7 +29,10 @@ class MatrixOptimizer(FusedAdamW):
     @property
     def coverage(self) -> dict[str, list[str]]:
         """The names of the parameters that move by each rule."""
-        return {group["rule"]: group["param_names"] for group in self.param_groups}
+        names: dict[str, list[str]] = {}
+        for group in self.param_groups:
+            names.setdefault(group["rule"], []).extend(group["param_names"])
+        return names
 
     def direction(self, param, group) -> torch.Tensor | None:
         """Where a matrix moves to, of its shape; None: not in this step."""
@@ -55,7 +58,7 @@ class MatrixOptimizer(FusedAdamW):
 
 def move(param, direction, group) -> None:
     param.add_(direction, alpha=-group["lr"])
-    if group["weight_decay"]:
+    if group["weight_decay"] and param.dim() > 1:  # vectors have none, as everywhere
         param.mul_(1 - group["lr"] * group["weight_decay"])
 
 
