@@ -152,7 +152,13 @@ def recorded_run(tmp_path, dropout: float, **options):
     loader = make_loader(rows, 4)
     model = tiny_classifier(dropout).cuda()
     return new_trainer(
-        model, loader, classifier.loss_fn, tmp_path, worker, recorders=RECORDERS, **options
+        model,
+        loader,
+        classifier.TASKS["sst"].loss_fn,
+        tmp_path,
+        worker,
+        recorders=RECORDERS,
+        **options,
     )
 
 

@@ -167,17 +167,6 @@ def test_the_loss_is_transformers_loss(place, monkeypatch):
     assert facts["val_loss"] == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
-def test_only_matrices_decay():
-    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
-    optimizer = pretrain.DecayMatrices().make_optimizer(model, lr=0.1, weight_decay=0.5)
-    for p in model.parameters():
-        p.data.fill_(1.0)
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-    assert [float(p.data.mean()) for p in model.parameters()] == pytest.approx([0.95, 1, 1, 1])
-    assert all(group["betas"] == (0.9, 0.95) for group in optimizer.param_groups)
-
-
 def test_an_extension_s_optimizer_takes_the_place_of_adamw(place, monkeypatch):
     class Descent(Extension):
         def make_optimizer(self, model, lr, weight_decay):

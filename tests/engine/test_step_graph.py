@@ -49,7 +49,7 @@ def trained(tmp_path, recorders, *, rows=50, epochs=2, extensions=(), data=texts
     loader = make_loader(data(rows), 4, shuffle=True)
     options = {"lr": 1e-3, "epochs": epochs} | options
     run = new_trainer(
-        model, loader, classifier.loss_fn, tmp_path, recorders=recorders,
+        model, loader, classifier.TASKS["sst"].loss_fn, tmp_path, recorders=recorders,
         extensions=model.extensions, **options,
     )  # fmt: skip
     torch.manual_seed(2)
@@ -93,7 +93,9 @@ def test_without_padding_to_add_the_bits_are_the_same(tmp_path, recorders):
         model = Averager(dropout=0.5)
         loader = make_loader(whole_lengths(40), 4, shuffle=True)
         torch.manual_seed(1)
-        step = new_trainer(model, loader, classifier.loss_fn, tmp_path, recorders=given)
+        step = new_trainer(
+            model, loader, classifier.TASKS["sst"].loss_fn, tmp_path, recorders=given
+        )
         step.train_epoch()
         ends.append((weights(model), step.progress.loss))
     assert same_bits(ends[0][0], ends[1][0]) and ends[0][1] == ends[1][1]
@@ -134,7 +136,7 @@ def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path, record
     losses = []
 
     def note(logits, batch):
-        loss = classifier.loss_fn(logits, batch)
+        loss = classifier.TASKS["sst"].loss_fn(logits, batch)
         losses.append(float(loss))
         return loss
 
@@ -155,7 +157,7 @@ def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path, record
 def graphs_of(model, recorder, log=print, **how) -> StepGraphs:
     def backward(batch, targets, share):
         logits = model(batch["token_ids"], batch["attention_mask"])
-        loss = classifier.loss_fn(logits, batch)
+        loss = classifier.TASKS["sst"].loss_fn(logits, batch)
         (loss / targets).backward()
         return torch.stack([loss.detach().double(), share.double()])
 
@@ -310,7 +312,7 @@ def test_memory_that_runs_out_gives_the_recordings_up_and_then_takes_smaller_pie
         calls.append(len(logits))
         if len(calls) > 2 and len(logits) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return classifier.loss_fn(logits, batch)
+        return classifier.TASKS["sst"].loss_fn(logits, batch)
 
     model, plain = Averager(), Averager()
     how = {"rows": 40, "lr": 0.01}
