@@ -47,6 +47,7 @@ class RecordedGradients(Gradients):
     def __init__(self, objective: Objective, optimizer, recorder: Recorder, **how):
         super().__init__(objective, optimizer, **how)
         optimizer.zero_grad(set_to_none=True)
+        optimizer.gradients_stay = True
         self.graphs: StepGraphs | None = StepGraphs(
             objective.backward,
             [p for p in objective.model.parameters() if p.requires_grad],
@@ -68,6 +69,7 @@ class RecordedGradients(Gradients):
                     self.graphs.add(batch, targets, count / targets)
             return targets, self.graphs.figures.clone()
         except torch.OutOfMemoryError:
+            self.optimizer.gradients_stay = False
             self.graphs = None  # what it holds is free with the next allocation that needs it
         self.log("out of memory: the recorded steps are given up, the run goes on eagerly")
         return super().of(group)

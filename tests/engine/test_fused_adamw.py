@@ -56,6 +56,40 @@ def test_one_call_moves_all_parameters_of_a_group(calls):
     assert calls == [len(SHAPES)] * 3
 
 
+@pytest.mark.parametrize("stay", [False, True])
+def test_gradients_that_stay_are_put_together_once_and_move_alike(calls, stay, monkeypatch):
+    made = []
+
+    class Counted(module.Launch):
+        def __init__(self, *args):
+            made.append(1)
+            super().__init__(*args)
+
+    monkeypatch.setattr(module, "Launch", Counted)
+    fused, plain = FusedAdamW(parameters(), **HYPER), AdamW(parameters(), **HYPER)
+    fused.gradients_stay = stay
+    for optimizer in (fused, plain):
+        [params] = [group["params"] for group in optimizer.param_groups]
+        for t in range(6):
+            for i, param in enumerate(params):
+                drawn = torch.full_like(param, 0.1 * (t + 1) - 0.05 * i)
+                param.grad = drawn if param.grad is None else param.grad.copy_(drawn)
+            if t == 3:  # a resumed run's moments are other tensors
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            optimizer.step()
+    assert_alike(fused.param_groups[0]["params"], plain.param_groups[0]["params"])
+    assert len(made) == (2 if stay else 6) and len(calls) == 6
+
+
+def test_gradients_that_are_given_up_are_let_go():
+    optimizer = FusedAdamW(parameters(), **HYPER)
+    optimizer.gradients_stay = True
+    take_steps(optimizer, range(2))
+    assert optimizer.kept
+    optimizer.zero_grad()
+    assert not optimizer.kept
+
+
 def test_parameters_whose_steps_differ_are_corrected_for_their_own(calls):
     skip = {(0, 2), (1, 2), (1, 5), (4, 0)}
     found = take_steps(FusedAdamW(parameters(), **HYPER), range(6), skip=skip)
