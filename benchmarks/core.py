@@ -12,6 +12,7 @@ each job: an interrupted run goes on where it stopped, and what is there is not 
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -78,8 +79,11 @@ class Results:
         draw(self.results, self.path.with_suffix(".png"))
 
 
-def run_size(args, model_size: str, log) -> Results:
-    """All jobs with one checkpoint; what is in the file already is left alone."""
+def run_size(args, model_size: str, log, may_start: Callable[[], bool] = lambda: True) -> Results:
+    """All jobs with one checkpoint; what is in the file already is left alone.
+
+    may_start: whether there is time for one more job.
+    """
     device = start_worker(args.use_gpu).device
     checkpoint = Path(model_size).name
     stem = f"core-gpu-{checkpoint}" if args.use_gpu else "core"
@@ -97,6 +101,9 @@ def run_size(args, model_size: str, log) -> Results:
         if not names or results.has(name, kept):
             log(f"{name}: {'in the file already' if names else 'none of these peers does it'}")
             continue
+        if not may_start():
+            log(f"{name}: no time left: the same command goes on here")
+            break
         if machine is None:
             config = Workload(JOBS["step"], settings).config
             machine = results.results["limits"] = alone(limits.measure, config, args.use_gpu)

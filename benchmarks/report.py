@@ -8,6 +8,7 @@ COLORS = {
     "transformers-bf16": "tab:red",
     "torch-fused": "tab:green",
     "ours-compiled": "tab:cyan",
+    "ours-eager": "tab:pink",
 }
 OURS = "ours"
 
