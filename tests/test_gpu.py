@@ -13,7 +13,8 @@ from tiny_run import trainer as new_trainer
 import classifier
 from engine.batches import TokenDataset, make_loader
 from engine.checkpoint import RunFolder, load_tree
-from engine.extension import load_extensions, techniques
+from engine.errors import InputError
+from engine.extension import Extension, load_extensions, techniques
 from engine.fast.gpt2 import accelerate
 from engine.fast.step_graph import RECORDERS
 from engine.generation import generate
@@ -141,6 +142,20 @@ def test_a_technique_that_cannot_be_recorded_runs_eagerly_and_says_so(
     run(monkeypatch, "classifier", "--extension", name)
     said = capsys.readouterr().out
     assert said.count(f"{name}: no recorded steps with this extension, they run eagerly") == 1
+
+
+def test_a_step_that_looks_at_a_number_is_refused_in_one_line(tmp_path):
+    class Looking(Extension):
+        recordable = True
+
+        def penalty(self, model, batch, logits):
+            return float(logits.sum()) * 0.0
+
+    run = recorded_run(tmp_path, 0.0, extensions=[Looking()])
+    batch = next(run.loader.batches())
+    run.step([batch])
+    with pytest.raises(InputError, match=r"cannot be recorded as a CUDA graph .* give --eager"):
+        run.step([batch])
 
 
 def recorded_run(tmp_path, dropout: float, **options):

@@ -10,6 +10,7 @@ kernel and draws nothing, and a replay draws what the eager pass would: so a run
 depend on what was recorded when, and a resumed one continues exactly.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import torch
 
+from engine.errors import InputError
 from engine.fast.packing import Layout, layout_of, pack
 
 MOST_SHAPES = 48
@@ -58,7 +60,7 @@ class CudaRecorder:
         capture = torch.cuda.graph(
             graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
         )
-        with torch.random.fork_rng([self.device]), capture:
+        with torch.random.fork_rng([self.device]), refusals(), capture:
             before = torch.cuda.memory_reserved(self.device)
             work()
             self.held += torch.cuda.memory_reserved(self.device) - before
@@ -66,6 +68,21 @@ class CudaRecorder:
 
     def has_room(self) -> bool:
         return self.held < self.share
+
+
+@contextlib.contextmanager
+def refusals():
+    """Say in one line that a step does what no CUDA graph can hold."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise InputError(
+            f"this training step cannot be recorded as a CUDA graph ({reason}): give --eager, or "
+            f"let its extension be recordable = False"
+        ) from error
 
 
 @functools.cache

@@ -211,6 +211,15 @@ def test_reading_batches_leaves_torch_s_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_skipped_batches_are_not_put_together():
+    loader, made = make_loader(dataset_of(skewed_lengths(50)), 8, shuffle=True), []
+    watched = loader.watched(lambda batch: made.append(batch["indices"]))
+    whole = [batch["indices"] for batch in loader]
+    assert [batch["indices"] for batch in watched.batches(first=4)] == whole[4:] == made
+    groups = [[batch["indices"] for batch in group] for group in loader.groups(3, first=1)]
+    assert groups == [whole[3:6], whole[6:]] and len(whole) == 7
+
+
 # -- fingerprint, splitting, counting ----------------------------------------------------------
 
 
