@@ -3,8 +3,11 @@
 import contextlib
 import glob
 import os
+import re
 import shutil
+import socket
 import tempfile
+import zlib
 from pathlib import Path
 
 from engine.errors import InputError
@@ -20,7 +23,8 @@ def atomic_path(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    mine = {"prefix": f".{path.name}.{process_mark()}.", "suffix": ".tmp"}
+    descriptor, name = tempfile.mkstemp(dir=path.parent, **mine)
     os.close(descriptor)
     try:
         yield Path(name)
@@ -59,12 +63,42 @@ def sync(path) -> None:
 
 
 def remove_leftovers(folder, name: str | None = None) -> None:
-    """Delete the temporary files that a killed run left in a folder, those of one file or all."""
+    """Delete the temporary files that a killed run left in a folder, those of one file or all.
+
+    What a living process of this machine writes just now stays.
+    """
     for leftover in Path(folder).glob(f".{glob.escape(name) if name else '*'}.*.tmp"):
+        if _is_in_use(leftover):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def process_mark() -> str:
+    """A part of a temporary file's name that tells which process of which machine writes it."""
+    return f"{os.getpid()}-{_machine()}"
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_in_use(leftover: Path) -> bool:
+    marked = re.search(r"\.(\d+)-([0-9a-f]{8})\.[^.]*\.tmp$", leftover.name)
+    return bool(marked) and marked[2] == _machine() and is_alive(int(marked[1]))
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine has this number."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except OSError:  # none of this number, in Linux's words or in Windows'
+        return False
+    return True
 
 
 def check_writable(path) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from config import SIZES, GPT2Config
 from engine.errors import InputError, did_you_mean, excerpt
-from engine.files import ROOT, atomic_path, remove_leftovers
+from engine.files import ROOT, atomic_path, process_mark, remove_leftovers
 from engine.model_config import check_finite, check_numbers, check_shape, read_document
 from models.base_gpt import read_config
 from models.gpt2 import GPT2Model
@@ -197,7 +197,7 @@ def save_gpt2(gpt: GPT2Model, folder, end_token: int | None = None) -> None:
     folder = Path(folder)
     remove_leftovers(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    beside = {"dir": folder, "prefix": ".saving.", "suffix": ".tmp"}
+    beside = {"dir": folder, "prefix": f".saving.{process_mark()}.", "suffix": ".tmp"}
     with tempfile.TemporaryDirectory(**beside) as scratch, quiet_transformers():
         gpt.save_pretrained(scratch, end_token)
         for file in sorted(Path(scratch).iterdir(), reverse=True):

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,13 +69,13 @@ def load_tree(path, only: str | None = None) -> dict:
     return tree
 
 
-def tree_digest(path) -> str | None:
-    """The digest that `save_tree` returned; None for a file of the first format."""
+def tree_digest(path) -> str:
+    """The digest that `save_tree` returned; of a file of the first format, that of its bytes."""
     with _reading(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         _digests(path, metadata)
         if "tree_digest" not in metadata:
-            return None
+            return _digest(Path(path).read_bytes())
         return _digest(f"{metadata['tree_digest']}{metadata['digests']}".encode())
 
 

@@ -1,12 +1,12 @@
 """The study of a search in its database: opened, counted, gone on with after an interruption."""
 
-import os
 import re
 import socket
 import zlib
 from urllib.parse import unquote, unquote_plus
 
 from engine.errors import InputError, excerpt
+from engine.files import is_alive
 
 
 def open_study(args):
@@ -78,7 +78,7 @@ def retry_interrupted(study) -> None:
             continue
         if trial.state == TrialState.RUNNING:
             host, _, process = trial.user_attrs.get("process", ":").partition(":")
-            if host != socket.gethostname() or _is_alive(int(process)):
+            if host != socket.gethostname() or is_alive(int(process)):
                 continue  # at work, here or elsewhere
             study.tell(trial.number, state=TrialState.FAIL)
         elif trial.state != TrialState.FAIL:
@@ -86,16 +86,6 @@ def retry_interrupted(study) -> None:
         study.set_user_attr("retried", retried := [*retried, trial.number])
         if trial.params:
             study.enqueue_trial(trial.params)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:
-        return True
-    except OSError:  # none of this number, in Linux's words or in Windows'
-        return False
-    return True
 
 
 def sampler_seed(args, study, trial) -> int:

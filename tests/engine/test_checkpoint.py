@@ -200,7 +200,7 @@ def test_settings_that_change_the_result_change_the_folder_and_others_do_not(tmp
 def test_a_run_leaves_its_settings_its_figures_and_its_curves(tmp_path):
     run(Averager(), tmp_path, epochs=2)
     path = run_path(tmp_path)
-    assert sorted(p.name for p in path.iterdir()) == [
+    assert sorted(p.name for p in path.glob("[!.]*")) == [
         "best.safetensors",
         "config.json",
         "curves.png",
@@ -229,7 +229,8 @@ def test_starting_clears_what_a_killed_run_left_half_written(tmp_path):
     (mine.path / ".last.safetensors.abc.tmp").write_bytes(b"half")
     save_tree(mine.best, {"task": "tiny"})
     mine.start(resume=False)
-    assert sorted(p.name for p in mine.path.iterdir()) == ["best.safetensors", "config.json"]
+    assert sorted(p.name for p in mine.path.glob("[!.]*")) == ["best.safetensors", "config.json"]
+    assert not list(mine.path.glob("*.tmp"))
 
 
 def test_resuming_what_was_never_begun_lists_what_there_is(tmp_path):
