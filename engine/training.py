@@ -24,6 +24,7 @@ from engine.extension import Extension
 from engine.fast.compiling import compiled
 from engine.fast.step_graph import RECORDERS
 from engine.gradients import Objective
+from engine.inputs import frozen_weights
 from engine.optimizers import make_optimizer
 from engine.options import FitOptions, Progress, rate_factor
 from engine.parallel import Worker, copy_from_main, sum_over_workers
@@ -60,6 +61,15 @@ def fit(
     run = Trainer(
         model, loader, loss_fn, options, folder, worker, extensions, forward, log, recorders
     )
+    folder.inputs = frozen_weights(model) | folder.inputs
+    folder.check_begun(options.resume)
+    with folder.locked():
+        return train_and_take_best(run, evaluate)
+
+
+def train_and_take_best(run: "Trainer", evaluate: Callable) -> Progress:
+    """`fit`, in a folder that no other process writes into."""
+    model, options, folder, worker = run.model, run.options, run.folder, run.worker
     folder.start(options.resume)
     if options.resume:
         run.restore()

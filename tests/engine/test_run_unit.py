@@ -1,0 +1,189 @@
+"""A run is one unit: whatever ends it, best and last belong together, and to one process."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from children import at_write, in_child
+from tiny_run import Averager, folder, run, run_path, same_bits
+
+from engine import files
+from engine.best_file import named_best
+from engine.errors import InputError
+from engine.files import ROOT, atomic_write, process_mark, remove_leftovers
+from engine.trees import load_tree, save_tree, tree_digest
+
+FLAGS = {"epochs": 3, "save_minutes": 0}
+
+
+def figures(*values):
+    """`evaluate` for a run whose epochs have these dev figures."""
+    rest = iter(values)
+    return lambda model: {"dev": next(rest)}
+
+
+def best_of(root) -> dict:
+    return load_tree(run_path(root, "*/best.safetensors"))
+
+
+def weights_of_whole_run(tmp_path, seed: int) -> dict:
+    run(Averager(seed=seed), tmp_path / f"whole-{seed}", evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+    return best_of(tmp_path / f"whole-{seed}")["model"]
+
+
+def no_picture(history, path, metric) -> None:
+    Path(path).write_bytes(b"a picture")
+
+
+def count_writes(monkeypatch, action) -> int:
+    counted, sync = [], files.sync
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", lambda path: (counted.append(path), sync(path)))
+        action()
+    return len(counted)
+
+
+# -- best and last -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_second_attempt_killed_anywhere_leaves_the_first_result_or_goes_on_to_its_own(
+    step, tmp_path, monkeypatch
+):
+    """The same flags again, killed at any write, then resumed: never a mixture of the two."""
+    monkeypatch.setattr("engine.checkpoint.plot_curves", no_picture)  # nine tenths of the time
+    first, second = (weights_of_whole_run(tmp_path, seed) for seed in (1, 2))
+
+    def again(root, **more):
+        return run(Averager(seed=2), root, evaluate=figures(0.1, 0.3, 0.2, 0.0), **FLAGS, **more)
+
+    run(Averager(seed=1), tmp_path / "count", evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+    writes = count_writes(monkeypatch, lambda: again(tmp_path / "count"))
+    ends = set()
+    for number in range(1, writes + 1, step):
+        root = tmp_path / str(number)
+        run(Averager(seed=1), root, evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+        with monkeypatch.context() as kill:
+            at_write(kill, number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            status = in_child(lambda root=root: again(root))
+        assert os.WIFSIGNALED(status)
+        done = len(load_tree(run_path(root, "*/last.safetensors"))["progress"]["history"])
+        rest = (0.1, 0.3, 0.2)[done:] if done < 3 else ()
+        resumed = Averager(seed=2)
+        progress = run(resumed, root, evaluate=figures(*rest), resume=True, **FLAGS)
+        assert progress.finished and progress.best_epoch == 1
+        found = best_of(root)["model"]
+        assert same_bits(found, first) or same_bits(found, second), number
+        ends.add(same_bits(found, first))
+        assert not list(root.glob("*/best.new.safetensors"))
+    assert ends == {True, False}
+
+
+def test_last_names_its_best_by_epoch_and_digest(tmp_path):
+    run(Averager(), tmp_path, evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+    named = load_tree(run_path(tmp_path, "*/last.safetensors"))["best"]
+    digest = tree_digest(run_path(tmp_path, "*/best.safetensors"))
+    assert named == {"epoch": 1, "digest": digest}
+
+
+def test_a_best_file_of_another_attempt_is_refused(tmp_path):
+    """Also where its epoch is the same."""
+    for seed, root in ((1, tmp_path / "a"), (2, tmp_path / "b")):
+        run(Averager(seed=seed), root, evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+    other, mine = (run_path(tmp_path / name, "*/best.safetensors") for name in "ba")
+    mine.write_bytes(other.read_bytes())
+    with pytest.raises(InputError, match=r"best\.safetensors: of epoch 1, .*of two attempts"):
+        run(Averager(), tmp_path / "a", resume=True, **FLAGS)
+
+
+def test_a_best_file_that_is_gone_is_named(tmp_path):
+    run(Averager(), tmp_path, evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
+    run_path(tmp_path, "*/best.safetensors").unlink()
+    with pytest.raises(InputError, match=r"best\.safetensors: missing, last\.safetensors names it"):
+        run(Averager(), tmp_path, resume=True, **FLAGS)
+
+
+@pytest.mark.parametrize("epoch, fits", [(1, True), (0, False)])
+def test_files_from_before_last_named_its_best_are_compared_by_epoch(tmp_path, epoch, fits):
+    last, best = tmp_path / "last.safetensors", tmp_path / "best.safetensors"
+    save_tree(last, {"task": "tiny", "progress": {"best_epoch": 1, "finished": True}})
+    save_tree(best, {"task": "tiny", "metrics": {"epoch": epoch}})
+    if fits:
+        assert named_best(last, best)["epoch"] == 1
+    else:
+        with pytest.raises(InputError, match=r"of epoch 0, .*names epoch 1"):
+            named_best(last, best)
+
+
+# -- one process a run -------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from tiny_run import folder
+with folder(sys.argv[1], {"epochs": 1, "seed": 0}).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that holds the run in tmp_path."""
+    words = [sys.executable, "-c", HOLDER, str(tmp_path), str(ROOT), str(ROOT / "tests")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_run_that_another_process_holds_is_refused_with_its_number(holder, tmp_path):
+    half = run_path(tmp_path) / ".last.safetensors.abc.tmp"
+    half.write_bytes(b"half")
+    with pytest.raises(InputError, match=rf"process {holder.pid} on .* is at work on this run"):
+        run(Averager(), tmp_path)
+    assert half.exists(), "leftovers are removed only by the process that holds the run"
+
+
+def test_a_dead_process_s_lock_is_free(holder, tmp_path):
+    holder.kill()
+    holder.wait()
+    assert run(Averager(), tmp_path).finished
+
+
+def test_a_run_is_free_after_its_end_and_after_an_error(tmp_path):
+    def fail(model):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Averager(), tmp_path, evaluate=fail)
+    assert run(Averager(), tmp_path).finished and run(Averager(), tmp_path).finished
+
+
+def test_a_worker_that_is_not_the_main_one_takes_no_lock(holder, tmp_path):
+    other = folder(tmp_path)
+    other.writes = False
+    with other.locked():
+        pass
+
+
+def test_what_a_living_process_writes_is_no_leftover(tmp_path):
+    with atomic_write(tmp_path / "a.csv") as file:
+        remove_leftovers(tmp_path)
+        file.write("kept")
+    assert (tmp_path / "a.csv").read_text(encoding="utf-8") == "kept"
+
+
+def test_what_a_dead_process_wrote_is_a_leftover(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    mark = re.sub(r"^\d+", child.stdout.strip(), process_mark())
+    for name in (f".a.csv.{mark}.x1_y.tmp", ".a.csv.abc.tmp"):
+        (tmp_path / name).write_text("half", encoding="utf-8")
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == []
