@@ -46,6 +46,7 @@ from engine.extension import equip, load_extensions
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
 from engine.hub import backbone
+from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, wait_for_main
 from engine.settings import Settings
 from engine.stages import tokens_per_step, write_making
@@ -305,7 +306,8 @@ def run(args, worker: Worker) -> None:
         model = build_model(args)
     model.to(worker.device)
     loaders = build_loaders(args, data, worker)
-    folder = RunFolder(args.runs_dir, TASK, args.size, args, writes=worker.is_main)
+    inputs = run_inputs(model, tokenizer, loaders)
+    folder = RunFolder(args.runs_dir, TASK, args.size, args, worker.is_main, inputs)
     progress = None
     if not args.checkpoint:
         seed_worker(args.seed, worker)

@@ -4,16 +4,16 @@ from dataclasses import asdict
 
 import torch
 
-from engine.checkpoint import (
-    RunFolder,
+from engine.checkpoint import RunFolder
+from engine.errors import InputError
+from engine.options import Progress
+from engine.parallel import Worker, gather
+from engine.state import (
     load_run,
     load_trainable_state,
     named_as_of_another_version,
     trainable_state,
 )
-from engine.errors import InputError
-from engine.options import Progress
-from engine.parallel import Worker, gather
 
 
 def save_state(folder: RunFolder, progress: Progress, model, optimizer, dataset, worker) -> None:

@@ -24,6 +24,7 @@ from engine.flags import (
     with_limited_outputs,
 )
 from engine.hub import load_tokenizer
+from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, seed_everything, seed_worker
 from engine.settings import Settings
 from engine.training import fit
@@ -172,16 +173,15 @@ def run(task: Task, settings: Settings, worker: Worker) -> None:
     made_by = settings.checkpoint
     if not made_by:
         seed_worker(settings.seed, worker)
-        folder = run_folder(task, settings, worker)
+        inputs = run_inputs(model, tokenizer, loaders)
+        name = task.run_name(settings)
+        folder = RunFolder(
+            settings.runs_dir, task.name, name, settings, writes=worker.is_main, inputs=inputs
+        )
         worker.say(f"{task.name}: {_plan(settings)}, checkpoints in {folder.path}")
         train(task, settings, model, loaders, folder, worker)
         made_by = folder.path
     task.test(settings, model, loaders, worker, made_by)
-
-
-def run_folder(task: Task, settings: Settings, worker: Worker) -> RunFolder:
-    name = task.run_name(settings)
-    return RunFolder(settings.runs_dir, task.name, name, settings, writes=worker.is_main)
 
 
 def _plan(settings: Settings) -> str:
