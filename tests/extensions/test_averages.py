@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from technique_cases import Tried
 from tiny_run import Averager, run, run_path, same_bits, weights
 
 from engine.checkpoint import load_tree
@@ -9,6 +10,8 @@ from engine.errors import InputError
 from engine.extension import Extension, apply_extensions
 from extensions.ema import ExponentialAverage
 from extensions.swa import StochasticWeightAveraging
+
+TRIED = {"ema": Tried(varied=["decay=0.5"]), "swa": Tried(varied=["start=3,every=2"])}
 
 
 class Trace(Extension):

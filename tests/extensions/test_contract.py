@@ -1,21 +1,25 @@
 """What every technique that acts inside a run must do, in every task, tested file by file."""
 
+import contextlib
 import importlib
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
+from dataclasses import fields
 
 import pytest
 import torch
 from children import at_write, in_child
 from course_files import call_main, work_in, write_course, write_model
 from slow import one_partner_each, slow_unless
+from technique_cases import CASES, NAMES, VARIED
 from tiny_run import run_path
 
 from engine.checkpoint import load_tree
-from engine.extension import load_extensions, techniques
+from engine.extension import Extension, load_extensions
 from engine.files import ROOT
 from models.gpt2 import GPT2Model
 
@@ -23,13 +27,6 @@ TASKS = {
     "classifier": ["--dataset", "sst", "--fine-tune-mode", "full-model"],
     "paraphrase_detection": [],
     "sonnet_generation": ["--max_new_tokens", "4"],
-}
-# Options and a rate at which a tiny model learns in a few epochs; by default none and 1e-2.
-SETTINGS: dict[str, tuple[str, str]] = {
-    "lora": ("rank=8,targets=all", "1e-2"),
-    "prefix": ("length=10", "0.3"),
-    "reft": ("rank=8,first=40", "3e-2"),
-    "smart": ("proximal=1", "1e-2"),
 }
 # What two do not do together, and what is said.
 FOR_MATRICES = ("kfac", "muon", "shampoo", "soap")
@@ -49,23 +46,41 @@ CONFLICTS = {
 }
 
 
-# Loggers act on nothing: test_loggers.py.
-NAMES = [name for name in techniques() if not name.startswith("log_")]
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """data/ and a tiny model/, which no run changes."""
+    root = tmp_path_factory.mktemp("course")
+    write_course(root / "data")
+    write_model(root / "model", dropout=0.1)
+    return root
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(course, tmp_path, monkeypatch):
     work_in(monkeypatch, tmp_path)
-    write_course("data")
-    write_model("model", dropout=0.1)
+    for path in course.iterdir():
+        (tmp_path / path.name).symlink_to(path)
     return tmp_path
 
 
-def run(monkeypatch, task: str, name: str, *extra) -> None:
-    options, rate = SETTINGS.get(name, ("", "1e-2"))
-    words = ["--data_dir", "data", "--model_size", "model", "--lr", rate, *TASKS[task]]
-    words += ["--extension", f"{name}:{options}", *extra]
-    call_main(monkeypatch, task, *words)
+def run(monkeypatch, task: str, flags: list[str], *extra) -> None:
+    """Run a task with techniques, given as the values of --extension."""
+    words = ["--data_dir", "data", "--model_size", "model", *TASKS[task]]
+    words += [word for flag in flags for word in ("--extension", flag)]
+    call_main(monkeypatch, task, *words, *extra)
+
+
+def run_tried(monkeypatch, task: str, name: str, *extra) -> None:
+    """Run a task with the options and the rate at which the technique learns."""
+    run(monkeypatch, task, [flag_of(name)], "--lr", CASES[name].lr, *extra)
+
+
+def flag_of(name: str) -> str:
+    return f"{name}:{CASES[name].options}"
+
+
+def predictions(place) -> dict:
+    return {path: path.read_bytes() for path in (place / "predictions").iterdir()}
 
 
 def stored(folder: str = "runs") -> dict[str, torch.Tensor]:
@@ -74,7 +89,7 @@ def stored(folder: str = "runs") -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name, task", one_partner_each(NAMES, TASKS))
 def test_it_learns(name, task, place, monkeypatch):
-    run(monkeypatch, task, name, "--epochs", "12")
+    run_tried(monkeypatch, task, name, "--epochs", "12")
     lines = run_path("runs", "*/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [json.loads(line)["train_loss"] for line in lines]
     assert min(losses[1:]) < 0.98 * losses[0]
@@ -82,25 +97,57 @@ def test_it_learns(name, task, place, monkeypatch):
 
 @pytest.mark.parametrize("name, task", one_partner_each(NAMES, TASKS))
 def test_its_checkpoint_predicts_what_the_run_predicted(name, task, place, monkeypatch):
-    run(monkeypatch, task, name, "--epochs", "2")
-    outputs = {path: path.read_bytes() for path in (place / "predictions").iterdir()}
+    run_tried(monkeypatch, task, name, "--epochs", "2")
+    predicts_again(task, place, monkeypatch)
+
+
+def predicts_again(task: str, place, monkeypatch) -> None:
+    """The run's best checkpoint gives the bytes of the run's own predictions."""
+    outputs = predictions(place)
     for path in outputs:
         path.unlink()
     best = run_path("runs", "*/best.safetensors")
-    words = ["--data_dir", "data", "--checkpoint", best, *TASKS[task]]
-    call_main(monkeypatch, task, *words)
-    assert {path: path.read_bytes() for path in outputs} == outputs
+    call_main(monkeypatch, task, "--data_dir", "data", "--checkpoint", best, *TASKS[task])
+    assert outputs and predictions(place) == outputs
+
+
+@pytest.mark.parametrize(
+    "name, options, task",
+    [
+        pytest.param(*case, task, marks=() if i % 3 == j else pytest.mark.slow)
+        for i, case in enumerate(VARIED)
+        for j, task in enumerate(TASKS)
+    ],
+)
+def test_with_other_options_it_trains_and_its_checkpoint_predicts_the_same(
+    name, options, task, place, monkeypatch
+):
+    flags = [f"{name}:{options}"]
+    run(monkeypatch, task, flags, "--epochs", "1", "--lr", CASES[name].lr)
+    weights = [tensor for tensor in stored().values() if tensor.is_floating_point()]
+    assert all(bool(tensor.isfinite().all()) for tensor in weights)
+    predicts_again(task, place, monkeypatch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_other_options_change_every_option(name):
+    """What is not declared in a test module, as TRIED, is tried by nothing here."""
+    [plain] = load_extensions([name])
+    others = load_extensions(f"{name}:{options}" for options in CASES[name].varied)
+    options = [option.name for option in fields(plain)]
+    same = [o for o in options if all(getattr(one, o) == getattr(plain, o) for one in others)]
+    assert same == [], "vary them: TRIED in a module of tests/extensions/ (technique_cases.py)"
 
 
 @pytest.mark.parametrize("name, task", one_partner_each(NAMES, TASKS))
 def test_it_resumes_to_the_same_bits(name, task, place, monkeypatch):
     flags = ["--epochs", "2", "--save_minutes", "0"]
-    run(monkeypatch, task, name, *flags, "--runs_dir", "whole")
+    run_tried(monkeypatch, task, name, *flags, "--runs_dir", "whole")
     with monkeypatch.context() as patch:
         at_write(patch, 14, lambda: os.kill(os.getpid(), signal.SIGKILL))
-        status = in_child(lambda: run(patch, task, name, *flags, "--runs_dir", "killed"))
+        status = in_child(lambda: run_tried(patch, task, name, *flags, "--runs_dir", "killed"))
     assert os.WIFSIGNALED(status)
-    run(monkeypatch, task, name, *flags, "--runs_dir", "killed", "--resume")
+    run_tried(monkeypatch, task, name, *flags, "--runs_dir", "killed", "--resume")
     whole, killed = stored("whole"), stored("killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
@@ -109,8 +156,8 @@ def test_it_resumes_to_the_same_bits(name, task, place, monkeypatch):
 @pytest.mark.parametrize("name, task", one_partner_each(NAMES, TASKS))
 def test_it_trains_only_what_it_claims(name, task, place, monkeypatch):
     """With a frozen backbone none of GPT-2's own weights is stored, else each of them has moved."""
-    run(monkeypatch, task, name, "--epochs", "1")
-    [extension] = load_extensions([f"{name}:{SETTINGS.get(name, ('', ''))[0]}"])
+    run_tried(monkeypatch, task, name, "--epochs", "1")
+    [extension] = load_extensions([flag_of(name)])
     before = GPT2Model.from_pretrained("model").state_dict()
     found = {key.removeprefix("gpt."): tensor for key, tensor in stored().items()}
     shared = before.keys() & found.keys()
@@ -125,7 +172,7 @@ def test_it_trains_only_what_it_claims(name, task, place, monkeypatch):
 def test_a_compiled_run_does_the_same(name, place, monkeypatch):
     """Compiled in earnest, but for the last step, by which it would be made into kernels."""
     flags = ["--epochs", "1", "--limit", "20"]
-    run(monkeypatch, "classifier", name, *flags, "--runs_dir", "plain")
+    run_tried(monkeypatch, "classifier", name, *flags, "--runs_dir", "plain")
     backend = "aot_eager" if name == "gradient_checkpointing" else "eager"  # whose RNG it needs
     real, used = torch.compile, []
 
@@ -134,30 +181,55 @@ def test_a_compiled_run_does_the_same(name, place, monkeypatch):
         return real(model, dynamic=dynamic, backend=backend)
 
     monkeypatch.setattr("torch.compile", compile_)
-    run(monkeypatch, "classifier", name, *flags, "--compile", "--runs_dir", "fast")
+    run_tried(monkeypatch, "classifier", name, *flags, "--compile", "--runs_dir", "fast")
     plain, fast = stored("plain"), stored("fast")
     assert used == ["default"] and plain.keys() == fast.keys()
     for key in plain:
         torch.testing.assert_close(fast[key], plain[key], atol=1e-4, rtol=1e-3, msg=key)
 
 
-@pytest.mark.parametrize(  # NAMES is sorted: by default each pair in one order
-    "first, second", slow_unless(lambda pair: pair[0] < pair[1], itertools.permutations(NAMES, 2))
-)
-def test_two_together_train_or_say_why_not(first, second, place, monkeypatch, capsys):
-    words = ["--data_dir", "data", "--model_size", "model", "--epochs", "1", "--limit", "16"]
-    for name in (first, second):
-        words += ["--extension", f"{name}:{SETTINGS.get(name, ('', ''))[0]}"]
+def hooks(name: str) -> set[str]:
+    """The hooks of the seam that a technique overrides."""
+    [extension] = load_extensions([name])
+    public = {hook: value for hook, value in vars(Extension).items() if not hook.startswith("_")}
+    return {hook for hook, value in public.items() if getattr(type(extension), hook) is not value}
+
+
+HOOKS = {name: hooks(name) for name in NAMES}
+PAIRS = list(itertools.permutations(NAMES, 2))
+
+
+def is_risky(pair: tuple[str, str]) -> bool:
+    """Two that act in the same place, or are refused, in one order: NAMES is sorted."""
+    first, second = pair
+    same_place = bool(HOOKS[first] & HOOKS[second])
+    return first < second and (same_place or frozenset(pair) in CONFLICTS)
+
+
+@pytest.mark.parametrize("first, second", slow_unless(is_risky, PAIRS))
+def test_two_together_train_or_say_why_not(first, second, place, monkeypatch, refused):
     conflict = CONFLICTS.get(frozenset((first, second)))
-    if conflict is None:
-        call_main(monkeypatch, "classifier", *words, *TASKS["classifier"])
-        assert stored()["sentiment_head.weight"].isfinite().all()
-        return
-    with pytest.raises(SystemExit) as stop:
-        call_main(monkeypatch, "classifier", *words, *TASKS["classifier"])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert conflict in error and error.count("\n") == 1
+    with refused(conflict) if conflict else contextlib.nullcontext():
+        flags = [flag_of(first), flag_of(second)]
+        run(monkeypatch, "classifier", flags, "--epochs", "1", "--limit", "16")
+    assert conflict or stored()["sentiment_head.weight"].isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first, second", PAIRS, ids="-".join)
+def test_two_with_other_options_train_or_are_refused_in_one_line(
+    first, second, place, monkeypatch, capsys
+):
+    for options in itertools.product(CASES[first].varied, CASES[second].varied):
+        flags = [f"{name}:{text}" for name, text in zip((first, second), options, strict=True)]
+        try:
+            run(monkeypatch, "classifier", flags, "--epochs", "1", "--limit", "8")
+        except SystemExit as stop:
+            error = capsys.readouterr().err
+            assert stop.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+        else:
+            assert list(place.glob("runs/*/best.safetensors"))
+        shutil.rmtree("runs", ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", NAMES)

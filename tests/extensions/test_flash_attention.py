@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from test_sliding_window import LargestTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,6 +26,8 @@ from extensions.sliding_window import SlidingWindow
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
 from utils import get_extended_attention_mask
+
+TRIED = {"flash_attention": Tried(varied=["block=16,kernel=torch"])}
 
 SHAPES = [(1, 1, 4), (7, 7, 16), (12, 12, 4), (13, 13, 5), (6, 11, 4), (1, 9, 4), (5, 20, 8)]
 

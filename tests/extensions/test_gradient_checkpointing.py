@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from technique_cases import Tried
 from torch.autograd.graph import saved_tensors_hooks
 
 from config import GPT2Config
@@ -12,6 +13,8 @@ from engine.extension import apply_extensions
 from engine.generation import generate
 from extensions.gradient_checkpointing import GradientCheckpointing
 from models.gpt2 import GPT2Model
+
+TRIED = {"gradient_checkpointing": Tried(varied=["every=2", "every=3"])}
 
 LAYERS = 6
 

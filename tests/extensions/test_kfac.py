@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -19,6 +20,8 @@ from extensions.gradient_checkpointing import GradientCheckpointing
 from extensions.kfac import Kfac, KfacExtension, damped_inverse
 from extensions.rdrop import RDrop
 from extensions.smart import Smart
+
+TRIED = {"kfac": Tried(varied=["damping=0.1,decay=0.5,collect=2,every=3,momentum=0,graft=false"])}
 
 PLAIN = {"graft": False, "momentum": 0.0, "every": 1, "collect": 1}
 

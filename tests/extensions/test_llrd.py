@@ -3,10 +3,13 @@
 import pytest
 import torch
 from matrix_runs import model_with_head
+from technique_cases import Tried
 
 from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
 from extensions.llrd import LayerwiseDecay, depth
+
+TRIED = {"llrd": Tried(varied=["decay=0.5", "decay=1"])}
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from course_files import call_main, work_in, write_course, write_model
 from peft import LoraConfig, PeftModel, get_peft_model
+from technique_cases import Tried
 from tiny_run import run_path
 from torch import nn
 from transformers import GPT2LMHeadModel
@@ -16,6 +17,13 @@ from engine.extension import apply_extensions
 from engine.hub import save_gpt2
 from extensions.lora import LoRA, LoRALinear, adapters, export_peft, merge, unmerge
 from models.gpt2 import GPT2Model
+
+TRIED = {
+    "lora": Tried(
+        "rank=8,targets=all",
+        varied=["rank=2,alpha=3,dropout=0.1,targets=key+out_dense,rslora=true,dora=true"],
+    )
+}
 
 KINDS = [{}, {"rslora": True}, {"dora": True}, {"dora": True, "rslora": True}]
 EVERYTHING = "all"

@@ -3,10 +3,13 @@
 import pytest
 import torch
 from matrix_runs import model_with_head
+from technique_cases import Tried
 from torch import nn
 
 from engine.errors import InputError
 from extensions.muon import Muon, MuonExtension, newton_schulz
+
+TRIED = {"muon": Tried(varied=["momentum=0,steps=3"])}
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from course_files import write_model
 from peft import PrefixTuningConfig, get_peft_model
+from technique_cases import Tried
 from torch import nn
 from transformers import DynamicCache, GPT2LMHeadModel
 
@@ -13,6 +14,8 @@ from engine.generation import generate
 from extensions.prefix import Prefix
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
+
+TRIED = {"prefix": Tried("length=10", lr="0.3", varied=["length=3", "length=0"])}
 
 N, TOKENS = 5, torch.arange(14).view(2, 7) + 3
 

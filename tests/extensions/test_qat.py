@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from torch import nn
 from torch.nn import functional as F
 
@@ -28,6 +29,12 @@ from extensions.qat import (
     weight_scale,
 )
 from models.gpt2 import GPT2Model
+
+TRIED = {
+    "qat": Tried(
+        varied=["bits=4,activation_bits=4,momentum=0.5", "bits=16,activation_bits=4,quadapter=true"]
+    )
+}
 
 TOKENS = torch.arange(18).view(3, 6) + 2
 

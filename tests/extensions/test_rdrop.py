@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from technique_cases import Tried
 from tiny_run import Averager, examples, run, weights
 from torch.nn import functional as F
 
 from engine.batches import collate
 from engine.errors import InputError
 from extensions.rdrop import RDrop, symmetric_divergence
+
+TRIED = {"rdrop": Tried(varied=["alpha=0.3", "alpha=0"])}
 
 
 def test_the_divergence_is_torch_s_in_both_directions():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from torch import nn
 
 from engine.checkpoint import load_trainable_state, trainable_state
@@ -16,6 +17,14 @@ from extensions.reft import Edit, Positions, ReFT, ends, orthonormal_rows
 from models.gpt2 import GPT2Model
 from optimizer import AdamW
 from sonnet_generation import SonnetGPT
+
+TRIED = {
+    "reft": Tried(
+        "rank=8,first=40",
+        lr="3e-2",
+        varied=["rank=2,layers=0,first=2,last=1,dropout=0.1", "layers=1", "first=2,last=0"],
+    )
+}
 
 TOKENS = torch.arange(20).view(2, 10) + 2
 

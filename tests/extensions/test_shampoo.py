@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 import torch
 from matrix_runs import gradients, model_with_head, step, weights_after
+from technique_cases import Tried
 from torch import nn
 
 from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
 from extensions.shampoo import Shampoo, ShampooExtension, inverse_root
+
+TRIED = {
+    "shampoo": Tried(
+        varied=["every=3,decay=1,momentum=0,ridge=1e-4,graft=false,max_dim=32", "every=1,decay=0.9"]
+    )
+}
 
 PAPER = {"decay": 1.0, "momentum": 0.0, "graft": False, "every": 1}
 

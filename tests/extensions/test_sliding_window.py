@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +17,8 @@ from extensions.sliding_window import SlidingWindow, windowed_attention
 from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
 from utils import get_extended_attention_mask
+
+TRIED = {"sliding_window": Tried(varied=["window=3,sinks=2", "window=1"])}
 
 SHAPES = [(1, 4, 0), (7, 3, 0), (12, 4, 2), (13, 5, 1), (9, 20, 3), (16, 1, 0), (10, 2, 12)]
 

@@ -6,11 +6,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from course_files import write_model
+from technique_cases import Tried
 from torch.nn import functional as F
 
 from classifier import GPT2SentimentClassifier
 from engine.errors import InputError
 from extensions.smart import Smart, added, divergence, dropout_off
+
+TRIED = {
+    "smart": Tried(
+        "proximal=1",
+        varied=[
+            "weight=0.5,radius=1e-2,step=1e-2,noise=1e-4,ascents=2",
+            "weight=0,proximal=2,momentum=0.5",
+        ],
+    )
+}
 
 
 @pytest.fixture(scope="module")

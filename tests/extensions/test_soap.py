@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 from matrix_runs import gradients, model_with_head, step, weights_after
+from technique_cases import Tried
 from torch import nn
 
 from engine.errors import InputError
 from engine.fast.adamw import FusedAdamW
 from extensions.soap import Soap, SoapExtension, eigenvalues, eigenvectors, power_iteration
+
+TRIED = {"soap": Tried(varied=["every=2,beta1=0.8,beta2=0.7,max_dim=32"])}
 
 
 @pytest.fixture

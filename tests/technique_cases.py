@@ -1,0 +1,40 @@
+"""With which options the contract tests try each technique: what test modules declare as TRIED.
+
+TRIED = {"soap": Tried(varied=["every=2,beta1=0.8,beta2=0.7,max_dim=32"])}
+"""
+
+import importlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.extension import techniques
+
+FOLDER = Path(__file__).resolve().parent / "extensions"
+# Loggers act on nothing: test_loggers.py.
+NAMES = [name for name in techniques() if not name.startswith("log_")]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """options, lr: with which a tiny model learns in a few epochs; varied: further options.
+
+    Together the varied ones change every option that the technique has.
+    """
+
+    options: str = ""
+    lr: str = "1e-2"
+    varied: list[str] = field(default_factory=list)
+
+
+def declared() -> dict[str, Tried]:
+    """All that the modules in tests/extensions/ declare, by technique."""
+    cases: dict[str, Tried] = {}
+    for path in sorted(FOLDER.glob("test_*.py")):
+        if re.search(r"^TRIED = ", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            cases |= importlib.import_module(path.stem).TRIED
+    return cases
+
+
+CASES = {name: declared().get(name, Tried()) for name in NAMES}
+VARIED = [(name, options) for name, tried in CASES.items() for options in tried.varied]
