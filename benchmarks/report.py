@@ -1,5 +1,7 @@
 """What was measured by `core.py`, as Markdown tables and as a picture."""
 
+from collections.abc import Sequence
+
 from engine.plots import picture
 
 COLORS = {
@@ -37,13 +39,16 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def ratio_table(results: dict) -> str:
-    """A row a job: how many times as long as ours the starter and transformers take."""
+def ratio_table(results: dict, jobs: Sequence[str] = ()) -> str:
+    """A row a job: how many times as long as ours the starter and transformers take.
+
+    jobs: the names of those that are shown; by default all.
+    """
     names = ("starter", "transformers")
     lines = [f"| job | {' | '.join(names)} |", "|---|---|---|"]
     for row in results["jobs"]:
         ratios = [ratio(row, name) if name in row["seconds"] else None for name in names]
-        if any(ratios):
+        if any(ratios) and (not jobs or row["name"] in jobs):
             cells = [f"{value:.1f}×" if value else "–" for value in ratios]
             lines.append(f"| {row['job']} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -24,11 +24,14 @@ from benchmarks.provenance import described
 from studies import pretraining_pays, programs_help, techniques_help
 
 RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
+IN_README = ("sst-8", "paraphrase-64", "head", "sonnets-8", "decode", "step")  # one of each kind
 # page -> a table's name -> the results file that it is made of, and how
 TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
     "README.md": {
-        "core_ratios": ("core", report.ratio_table),
+        "core_ratios": ("core", lambda found: report.ratio_table(found, IN_README)),
         "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+        "techniques_brief": ("techniques_help", techniques_help.brief),
+        "quantized_brief": ("programs_help", programs_help.quantized_brief),
     },
     "docs/results.md": {
         "core": ("core", core.table),

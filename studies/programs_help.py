@@ -197,13 +197,30 @@ COMPARED = list(FORMATS)[:5]  # with plain
 
 def table(results: dict) -> str:
     """Markdown, a table for each question and task; differences to plain are seed by seed."""
-    found: dict[tuple[str, str], dict] = {}  # (question, task) -> contestant -> metric -> seeds
-    for text, value in results["runs"].items():
+    figures = by_place(results["runs"])
+    places = sorted(figures, key=lambda place: list(QUESTIONS).index(place[0]))
+    return "\n\n".join(_one_table(*place, figures[place]) for place in places)
+
+
+def by_place(runs: dict[str, float]) -> dict[tuple[str, str], dict]:
+    """(question, task) -> contestant -> metric -> seeds -> figure."""
+    places: dict[tuple[str, str], dict] = {}
+    for text, value in runs.items():
         question, name, who, seeds, metric = text.split(", ")
-        figures = found.setdefault((question, name), {}).setdefault(who, {}).setdefault(metric, {})
+        figures = places.setdefault((question, name), {}).setdefault(who, {}).setdefault(metric, {})
         figures[seeds.removeprefix("seed ")] = value
-    places = sorted(found, key=lambda place: list(QUESTIONS).index(place[0]))
-    return "\n\n".join(_one_table(*place, found[place]) for place in places)
+    return places
+
+
+def quantized_brief(results: dict) -> str:
+    """Markdown: dev perplexity and size of the sonnets' checkpoint, a column a kind of integers."""
+    contestants = by_place(results["runs"])["quantize", "sonnet"]
+    lines = [f"| | {' | '.join(contestants)} |", "|---" * (len(contestants) + 1) + "|"]
+    for metric in ("dev_perplexity", "megabytes"):
+        values = [list(figures[metric].values()) for figures in contestants.values()]
+        cells = [f"{mean(each):.1f}" for each in values]
+        lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _one_table(question: str, name: str, found: dict[str, dict]) -> str:

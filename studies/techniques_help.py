@@ -8,6 +8,7 @@ How runs are made, chosen and kept: studies/study.py.
 import sys
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -73,13 +74,37 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def brief(results: dict) -> str:
+    """Markdown, one row: the techniques by what they add to SST's dev accuracy.
+
+    Better or worse are those whose mean difference to plain is larger than its own standard
+    deviation and than that of plain: more than another seed changes.
+    """
+    runs = results["runs"]
+    _, plain = scores(runs, "sst", PLAIN)
+    groups: dict[str, list[str]] = {"better": [], "no clear difference": [], "worse": []}
+    for who in CONTESTANTS[1:]:
+        added = differences(runs, "sst", who)
+        if len(added) > 1:
+            clear = abs(mean(added)) > max(stdev(added), stdev(plain))
+            name = ("better" if mean(added) > 0 else "worse") if clear else "no clear difference"
+            groups[name].append(f"`{who}` {mean(added):+.3f}")
+    cells = [", ".join(group) or "–" for group in groups.values()]
+    return f"| {' | '.join(groups)} |\n|---|---|---|\n| {' | '.join(cells)} |"
+
+
+def differences(runs: dict[str, float], name: str, who: str) -> list[float]:
+    """What a technique adds to plain, seed by seed; [] if it was not run with the same seeds."""
+    (_, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    if len(values) != len(plain):
+        return []
+    return [a - b for a, b in zip(values, plain, strict=True)]
+
+
 def difference(runs: dict[str, float], name: str, who: str) -> str:
     """Mean ± standard deviation of what a technique adds to plain, seed by seed; "–" if unknown."""
-    (_, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
-    if not values or len(values) != len(plain):
-        return "–"
-    differences = [a - b for a, b in zip(values, plain, strict=True)]
-    return mean_and_spread(differences, ".3f", "+")
+    added = differences(runs, name, who)
+    return mean_and_spread(added, ".3f", "+") if added else "–"
 
 
 def _cells(runs: dict[str, float], name: str, who: str) -> str:

@@ -13,14 +13,20 @@ import pytest
 from engine.files import ROOT
 from studies import pretraining_pays, study
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README, flags=re.DOTALL)
+README, RUNNING = (
+    (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/running.md")
+)
+BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README + RUNNING, flags=re.DOTALL)
 COMMANDS = [
     line.split("#")[0].strip()
     for line in "\n".join(BLOCKS).splitlines()
     if re.match(r"(python|make|source) ", line)
 ]
 TASKS = ("classifier", "paraphrase_detection", "sonnet_generation")
+
+
+def test_the_page_can_be_read_at_one_sitting():
+    assert len(README.splitlines()) <= 150
 
 
 def test_there_are_commands_to_check():
@@ -43,8 +49,8 @@ def test_a_command_names_a_program_that_is_there_and_flags_that_it_has(command):
 
 
 def test_the_flags_in_the_table_are_flags():
-    rows = re.findall(r"^\| `(--.*?)` \|", README, flags=re.MULTILINE)
-    rows += re.findall(r"`, `(--\w+ \w+)`", README)
+    rows = re.findall(r"^\| `(--.*?)` \|", RUNNING, flags=re.MULTILINE)
+    rows += re.findall(r"`, `(--\w+ \w+)`", RUNNING)
     flags = {word for row in rows for word in re.findall(r"--[\w-]+", row)}
     assert len(flags) > 8
     words = [sys.executable, str(ROOT / "classifier.py"), "--help"]
@@ -101,13 +107,14 @@ def scratch(tmp_path_factory):
     shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*LEFT_OUT))
     [code] = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     [path] = re.findall(r"^Saved as `(extensions/\w+\.py)`", README, flags=re.MULTILINE)
-    [row] = re.findall(
-        rf"^\| `{path.removeprefix('extensions/')}` \|.*\n", README, flags=re.MULTILINE
-    )
+    [row] = re.findall(rf"`` (\| `{path.removeprefix('extensions/')}` \|.*\|) ``\n", README)
+    [tried] = re.findall(r"`(TRIED = .*?)`", README)
     (root / path).write_text(code, encoding="utf-8")
+    test = f'"""Its test."""\n\nfrom technique_cases import Tried\n\n{tried}\n'
+    (root / "tests/extensions/test_confidence.py").write_text(test, encoding="utf-8")
     page = (root / "extensions" / "README.md").read_text(encoding="utf-8")
     [*_, last] = re.finditer(r"^\| `\w+\.py` \|(?:.*\|){6}\n", page, flags=re.MULTILINE)
-    page = f"{page[: last.end()]}{row}{page[last.end() :]}"
+    page = f"{page[: last.end()]}{row}\n{page[last.end() :]}"
     (root / "extensions" / "README.md").write_text(page, encoding="utf-8")
     return root
 
