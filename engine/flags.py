@@ -1,6 +1,5 @@
 """The flags that all tasks share."""
 
-import argparse
 import math
 from dataclasses import fields
 from pathlib import Path
@@ -29,7 +28,12 @@ def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = No
 
 def add_fit_arguments(parser) -> None:
     """The optional flags that all tasks share."""
-    group = parser.add_argument_group("training, all optional")
+    _add_run_arguments(parser.add_argument_group("the run, all optional"))
+    _add_training_arguments(parser.add_argument_group("training, all optional"))
+    _add_speed_arguments(parser.add_argument_group("speed, all optional"))
+
+
+def _add_run_arguments(group) -> None:
     group.add_argument("--resume", action="store_true", help="go on with the run of these flags")
     group.add_argument(
         "--checkpoint", metavar="FILE", help="a best.safetensors: predict only, without training"
@@ -40,6 +44,13 @@ def add_fit_arguments(parser) -> None:
         help="use the first N rows of each file, for a quick look; outputs get names of their own",
     )
     group.add_argument(
+        "--runs_dir", default="runs", help="checkpoints and logs go below this folder"
+    )
+    group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
+
+
+def _add_training_arguments(group) -> None:
+    group.add_argument(
         "--weight_decay",
         type=float,
         default=0.0,
@@ -49,6 +60,16 @@ def add_fit_arguments(parser) -> None:
     group.add_argument("--schedule", choices=("constant", "linear", "cosine"), default="constant")
     group.add_argument("--clip", type=float, default=0.0, help="largest gradient norm; 0: none")
     group.add_argument("--accumulate", type=int, default=1, help="batches to one optimizer step")
+    group.add_argument(
+        "--extension",
+        action="append",
+        default=[],
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="a technique from extensions/, may be given several times",
+    )
+
+
+def _add_speed_arguments(group) -> None:
     group.add_argument(
         "--bf16",
         action="store_true",
@@ -69,17 +90,6 @@ def add_fit_arguments(parser) -> None:
         action="store_true",
         help="on GPUs, neither training steps nor decoding recorded as CUDA graphs",
     )
-    group.add_argument(
-        "--extension",
-        action="append",
-        default=[],
-        metavar="NAME[:OPTION=VALUE,…]",
-        help="a technique from extensions/, may be given several times",
-    )
-    group.add_argument(
-        "--runs_dir", default="runs", help="checkpoints and logs go below this folder"
-    )
-    group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
 
 
 def add_sampling_arguments(parser) -> None:
@@ -97,17 +107,6 @@ def check_sampling(settings) -> None:
     check_range(settings, "top_p", 0, 1)
     check_range(settings, "top_k", 0)
     check_range(settings, "max_new_tokens", 1)
-
-
-class _DataDir(argparse.Action):
-    """`--data_dir DIR`: defaults below data/ are looked for in DIR; paths given by flag stay."""
-
-    def __call__(self, parser, namespace, value, option_string=None):
-        for action in parser._actions:
-            default = str(action.default)
-            if default.startswith("data/") and getattr(namespace, action.dest) == default:
-                setattr(namespace, action.dest, str(Path(value) / default.removeprefix("data/")))
-        setattr(namespace, self.dest, value)
 
 
 def add_max_length(parser) -> None:
@@ -138,10 +137,20 @@ def take_over(settings: Settings, trained_with) -> Settings:
 
 def add_data_dir(parser) -> None:
     parser.add_argument(
-        "--data_dir",
-        default="data",
-        action=_DataDir,
-        help="where the data files are, by their names",
+        "--data_dir", default="data", help="where the data files are, by their names"
+    )
+
+
+def in_data_dir(settings: Settings) -> Settings:
+    """The settings with default files looked for in --data_dir; paths given by flag stay."""
+    given, root = settings.changed(), Path(settings.data_dir)
+    defaults = {n: str(path) for n, path in settings.defaults.items() if n not in given}
+    return settings.replace(
+        **{
+            name: str(root / path.removeprefix("data/"))
+            for name, path in defaults.items()
+            if path.startswith("data/")
+        }
     )
 
 

@@ -63,7 +63,7 @@ def _hub_folder(name: str, choices) -> Path:
 
     places = [(alias, True) for alias in _hub_names(name)] + [(name, False)]
     for alias, offline in places:
-        if not offline and not _hub_resolves():
+        if not offline and not hub_resolves():
             break
         for files in choices:
             try:
@@ -88,7 +88,7 @@ def _hub_names(name: str) -> list[str]:
     return list(dict.fromkeys((name, bare, ORGANISATION + bare))) if bare in SIZES else [name]
 
 
-def _hub_resolves() -> bool:
+def hub_resolves() -> bool:
     """Whether the hub's name resolves (or a proxy would): if not, retrying takes half a minute."""
     from huggingface_hub import constants
 

@@ -19,6 +19,7 @@ from engine.flags import (
     add_task_arguments,
     check_fit_flags,
     fit_options,
+    in_data_dir,
     length_limit,
     take_over,
     with_limited_outputs,
@@ -62,7 +63,7 @@ class Task:
         """The flags of a command line; None: of this process."""
         parser = Parser(description=self.description)
         self.add_arguments(parser)
-        settings = self.resolve(Settings.parse(parser, argv))
+        settings = self.resolve(in_data_dir(Settings.parse(parser, argv)))
         check_fit_flags(settings)
         return with_limited_outputs(settings)
 

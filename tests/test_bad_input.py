@@ -46,7 +46,7 @@ def place(originals, tmp_path, monkeypatch):
     write(tmp_path / "empty-file", "")
     torch.save({"args": 1}, tmp_path / "pickle.pt")
     work_in(monkeypatch, tmp_path)
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub.hub_resolves", lambda: False)
     return tmp_path
 
 

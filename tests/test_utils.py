@@ -71,7 +71,7 @@ def test_a_folder_is_itself_and_a_missing_one_is_said(folder, monkeypatch):
 @pytest.mark.parametrize("name", ["gpt2", "nobody/no-such-model", "a b", "x" * 200])
 def test_a_name_that_nothing_has_gives_one_message(name, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub.hub_resolves", lambda: False)
     with pytest.raises(
         InputError, match=rf"^{name}: neither a folder nor in the HuggingFace cache"
     ):

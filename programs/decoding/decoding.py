@@ -37,7 +37,7 @@ import torch
 
 from engine.batches import collate
 from engine.completion import prompt_dataset, read_prompts
-from engine.flags import add_data_dir, check_range, with_limited_outputs
+from engine.flags import add_data_dir, check_range, in_data_dir, with_limited_outputs
 from engine.parallel import joined_worker
 from engine.prediction_files import write_record, write_sonnets
 from engine.records import Record, read_sonnets
@@ -202,7 +202,7 @@ def get_args(argv=None):
     parser.add_argument("--batch_size", type=int, default=12, help="prompts at once, kept together")
     parser.add_argument("--limit", type=int, help="use the first N prompts of each file")
     add_data_dir(parser)
-    args = Settings.parse(parser, argv)
+    args = in_data_dir(Settings.parse(parser, argv))
     strategies = list(dict.fromkeys(args.strategy or ["sample"]))
     args = args.replace(extension=[], strategy=strategies)
     for name in ("max_new_tokens", "batch_size", "limit"):

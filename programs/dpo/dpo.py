@@ -42,6 +42,7 @@ from engine.flags import (
     check_range,
     check_sampling,
     fit_options,
+    in_data_dir,
 )
 from engine.parallel import Worker, joined_worker, seed_worker
 from engine.records import data_path
@@ -202,7 +203,7 @@ def get_args(argv=None):
     parser.add_argument("--model_size", default="gpt2", help="to start from, with no --checkpoint")
     add_fit_arguments(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="a best.safetensors to start from")
-    args = Settings.parse(parser, argv)
+    args = in_data_dir(Settings.parse(parser, argv))
     check_fit_flags(args)
     check_sampling(args)
     for name in ("examples", "gamma"):

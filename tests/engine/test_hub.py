@@ -26,7 +26,7 @@ def write_checkpoint(folder) -> None:
 
 def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub.hub_resolves", lambda: False)
     start = time.monotonic()
     with pytest.raises(InputError) as caught:
         load_gpt2("gpt2")
@@ -43,7 +43,7 @@ def test_without_network_one_message_names_three_ways_out(tmp_path, monkeypatch)
 )
 def test_a_mistyped_size_is_answered_by_the_one_that_was_meant(word, meant, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("engine.hub._hub_resolves", lambda: False)
+    monkeypatch.setattr("engine.hub.hub_resolves", lambda: False)
     with pytest.raises(InputError, match=rf"^{word}: did you mean {meant}\b"):
         load_gpt2(word)
 
