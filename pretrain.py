@@ -8,18 +8,13 @@ The result is a folder in HuggingFace's format, with its tokenizer: any task tak
 --model_size DIR. An epoch of the log is `--eval_every` steps. Several GPUs: torchrun.
 """
 
-import hashlib
-import json
 import math
-import time
-from collections.abc import Iterable
 from dataclasses import asdict, replace
-from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 from engine.errors import InputError, Parser, command
-from engine.files import atomic_write, check_writable
+from engine.files import check_writable
 from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 from engine.parallel import seed_everything, seed_worker
 
@@ -34,22 +29,19 @@ from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import (
     BlockBatches,
     TokenBlocks,
-    check_tokens,
     collate_blocks,
-    documents,
     save_tokenizer,
-    split_texts,
-    train_tokenizer,
-    write_tokens,
 )
 from engine.extension import equip, load_extensions
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
 from engine.hub import backbone
 from engine.inputs import run_inputs
-from engine.parallel import Worker, joined_worker, wait_for_main
+from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
 from engine.stages import tokens_per_step, write_making
+from engine.throughput import Meter, count_parameters, utilization
+from engine.token_files import prepare_data
 from engine.training import fit
 from evaluation import cross_entropy, perplexity
 
@@ -61,9 +53,6 @@ SHAPES = {
     **SIZES,
 }
 BETAS = (0.9, 0.95)
-MANY = 100  # documents, of which the last hundredth is one or more
-# Dense bf16 FLOP/s of a GPU, from NVIDIA's data sheets.
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 class LanguageModel(nn.Module):
@@ -76,45 +65,6 @@ class LanguageModel(nn.Module):
     def forward(self, input_ids, attention_mask=None):
         hidden_states = self.gpt(input_ids, attention_mask)["last_hidden_state"]
         return self.gpt.hidden_state_to_token(hidden_states)
-
-
-class Meter:
-    """Counts the tokens of the batches that training reads, and the seconds that this takes."""
-
-    def __init__(self, worker: Worker):
-        self.worker = worker
-        self.tokens, self.started = 0, None
-
-    def note(self, batch: dict) -> None:
-        """To be called with each batch before its step."""
-        if self.started is None:
-            self.started = time.monotonic()
-        self.tokens += batch["token_ids"].numel() * self.worker.count
-
-    def tokens_per_second(self) -> float:
-        """Since the last call."""
-        elapsed = time.monotonic() - (self.started or 0.0)
-        rate, self.tokens, self.started = self.tokens / elapsed, 0, None
-        return rate
-
-
-def flops_per_token(config: GPT2Config, parameters: int, t: int) -> int:
-    """Of training: 6 N + 12 l d t, Chowdhery et al. 2022 ("PaLM"), appendix B."""
-    return 6 * parameters + 12 * config.num_hidden_layers * config.hidden_size * t
-
-
-def count_parameters(model) -> int:
-    return sum(p.numel() for p in model.parameters())
-
-
-def utilization(model: LanguageModel, tokens_per_second: float, t: int, worker: Worker) -> dict:
-    """The share of the GPUs' peak that training used (MFU); {} where the peak is not known."""
-    name = torch.cuda.get_device_name(worker.device) if worker.device.type == "cuda" else ""
-    peaks = [peak for key, peak in PEAKS.items() if key in name]
-    if not peaks:
-        return {}
-    flops = flops_per_token(model.gpt.config, count_parameters(model), t) * tokens_per_second
-    return {"mfu": flops / (peaks[0] * worker.count)}
 
 
 def shape_of(args, vocab_size: int) -> GPT2Config:
@@ -147,70 +97,6 @@ def forward_blocks(model, batch: dict):
 def loss_fn(logits, batch: dict):
     """Next-token cross-entropy summed over the batch, in nats."""
     return next_token_loss(logits, batch["labels"], reduction="sum")
-
-
-def prepare_data(args, worker: Worker) -> Path:
-    """The folder with the tokenizer and the token files, made on the first use; returns it.
-
-    Its name carries a hash of what goes into it, so that another text gets another folder.
-    """
-    files = [Path(name) for name in [*args.text, *args.valid]]
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"{file}: no such file: give text files by --text and --valid")
-    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    key = repr((facts, len(args.text), args.tokenizer, args.vocab_size, args.limit))
-    folder = Path(args.runs_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    if worker.is_main and not (folder / "valid.json").exists():
-        write_data(args, folder)
-    if worker.is_main:
-        vocab_size = len(load_tokenizer(str(folder)))
-        for name in ("train", "valid"):
-            check_tokens(folder / f"{name}.bin", vocab_size)
-    wait_for_main(worker)
-    return folder
-
-
-def write_data(args, folder: Path) -> None:
-    """Learn or copy the tokenizer, then write the tokens of train and valid."""
-    for files in filter(None, (args.text, args.valid)):
-        if next(documents(files), None) is None:
-            raise InputError(f"{', '.join(files)}: no text, expected a document: give other files")
-    count = sum(1 for _ in islice(documents(args.text), args.limit))
-    if not args.valid:
-        end = f"{count // MANY} of the documents are" if count >= MANY else "tenth of the tokens is"
-        print(f"no --valid: the last {end} kept out for validation; documents: {count}")
-    if args.tokenizer:
-        tokenizer = load_tokenizer(args.tokenizer)
-    else:
-        print(f"learning a tokenizer of {args.vocab_size} tokens from the training text")
-        tokenizer = train_tokenizer(split(args, count)["train"], args.vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, folder)
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
-    with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
-        json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
-    for name, texts in split(args, count, tokenizer).items():
-        write_tokens(folder / f"{name}.bin", tokenizer, texts)
-
-
-def split(args, count: int, tokenizer=None) -> dict[str, Iterable[str]]:
-    """The texts of train and valid.
-
-    Without --valid, the last hundredth of the documents is valid; if that is less than one, the
-    last tenth of their tokens (or characters, as long as there is no tokenizer).
-    """
-    texts = islice(documents(args.text), args.limit)
-    if args.valid:
-        return {"train": texts, "valid": islice(documents(args.valid), args.limit)}
-    if count < MANY:
-        train, valid = split_texts(list(texts), 0.9, tokenizer)
-        return {"train": train, "valid": valid}
-    first = count - count // MANY
-    return {
-        "train": islice(texts, first),
-        "valid": islice(documents(args.text), first, args.limit),
-    }
 
 
 def build_loaders(args, data: Path, worker: Worker) -> dict:

@@ -32,6 +32,8 @@ from engine.batches import to_device
 from engine.checkpoint import RunFolder
 from engine.corpus import TokenBlocks
 from engine.parallel import Worker
+from engine.settings import Settings
+from engine.token_files import prepare_data
 from engine.training import FitOptions, fit
 
 PEERS = {"transformers": "transformers, torch.optim.AdamW (fused)", "ours": "this project"}
@@ -50,9 +52,9 @@ class Bench:
         words += ["--lr", str(args.lr), "--schedule", "constant", "--warmup", "0"]
         words += ["--weight_decay", "0"]  # torch decays before the step, ours after it
         self.flags = pretrain.get_args(words)
-        self.data = pretrain.prepare_data(self.flags, self.worker)
+        self.data = prepare_data(self.flags, self.worker)
         shape = pretrain.shape_of(self.flags, len(load_tokenizer(str(self.data))))
-        self.flags.gpt_config = asdict(shape)
+        self.flags = self.flags.replace(gpt_config=asdict(shape))
         self.scratch = Path(tempfile.mkdtemp(prefix="bench-pretrain-"))
         torch.manual_seed(args.seed)
         save_gpt2(pretrain.build_model(self.flags).gpt, self.scratch / "start")
@@ -75,12 +77,12 @@ class Bench:
                 epochs=self.args.points,
                 lr=self.args.lr,
                 metric="nothing",
+                betas=pretrain.BETAS,
                 clip=1.0,
                 bf16=self.args.bf16,
             ),
-            folder=RunFolder(self.scratch, "pretrain", "bench", {}),
+            folder=RunFolder(self.scratch, "pretrain", "bench", Settings({})),
             worker=self.worker,
-            extensions=[pretrain.DecayMatrices()],
             forward=pretrain.forward_blocks,
             log=lambda message: None,
         )

@@ -21,7 +21,7 @@ import torch
 
 from engine.records import NUM_LABELS, data_file, read_pairs, read_sentiment
 from models.gpt2 import GPT2Model
-from studies.study import TASKS, Study, add_study_arguments, parse, scores
+from studies.study import RUNS, Study, add_study_arguments, metric_of, parse, scores, shown
 
 BAG, RANDOM, MINI = "bag of words", "random weights", "gpt2-mini"
 
@@ -86,10 +86,10 @@ def run(study: Study) -> None:
 def table(results: dict) -> str:
     """Markdown: a row a task, mean ± standard deviation over the seeds."""
     lines = [f"| task | {BAG} | {RANDOM} | {MINI} |", "|---|---|---|---|"]
-    for name, task in TASKS.items():
+    for name in RUNS:
         found = [scores(results["runs"], name, start)[1] for start in (BAG, RANDOM, MINI)]
-        cells = [task.say(values) if values else "–" for values in found]
-        lines.append(f"| {name}, {task.metric.replace('_', ' ')} | {' | '.join(cells)} |")
+        cells = [shown(name, values) if values else "–" for values in found]
+        lines.append(f"| {name}, {metric_of(name).replace('_', ' ')} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -97,7 +97,7 @@ def table(results: dict) -> str:
 def main():
     parser = Parser(description=__doc__.splitlines()[0])
     out = "studies/results/pretraining_pays.json"
-    add_study_arguments(parser, out=out, tasks=list(TASKS), lrs=[3e-4, 1e-3])
+    add_study_arguments(parser, out=out, tasks=list(RUNS), lrs=[3e-4, 1e-3])
     study = Study(parse(parser))
     run(study)
     print(table(study.results))

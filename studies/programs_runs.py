@@ -18,7 +18,7 @@ from engine.records import NUM_LABELS, data_file, read_pairs, read_sentiment, re
 from engine.sonnets import partners
 from evaluation import sonnet_report
 from studies.programs_data import GOLD, SMALL, WHOLE, prepare
-from studies.study import SCHEDULE, TASKS, Study, fine_tune, history, start, train
+from studies.study import SCHEDULE, Study, argv_of, fine_tune, history, metric_of, start, train
 
 MODEL = "gpt2-mini"
 RATE = 3e-4  # the better one of two for each task: studies/results/pretraining_pays.json
@@ -93,7 +93,7 @@ def rounded(
         flags += ["--checkpoint", path, "--out", out, "--data_dir", study.root / WHOLE]
         study.extension(program, *flags, "--batch_size", 32, *study.gpu)
         report = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
-    before, after, metric = report["before"], report["after"], TASKS[name].metric
+    before, after, metric = report["before"], report["after"], metric_of(name)
     return {
         metric: after[metric],
         "megabytes": after["megabytes"],
@@ -188,7 +188,7 @@ def decoded(study: ProgramsStudy, strategy: str, *, seed: int) -> dict[str, floa
 def searched(study: ProgramsStudy, seed: int) -> dict[str, float]:
     """The figure and the flags of the best trial; an interrupted search goes on."""
     own = [*model_flags(), "--data_dir", study.root / SMALL, "--seed", seed, *SCHEDULE]
-    program = [*TASKS["sst"].words, *own, *study.bf16, *study.gpu]
+    program = [*argv_of("sst"), *own, *study.bf16, *study.gpu]
     flags = ["--trials", TRIALS, "--space", *(f"{name}={text}" for name, text in SPACE.items())]
     flags += ["--study", f"sst-{seed}", "--seed", seed, "--runs_dir", study.root]
     study.extension("search", *flags, "--", *program)

@@ -25,6 +25,7 @@ from benchmarks.timing import environment, write_results
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.hub import BUNDLED
+from programs.tasks import TASKS
 
 SCHEDULE = ["--schedule", "linear", "--warmup", "0.1", "--clip", "1"]
 
@@ -35,26 +36,32 @@ def mean_and_spread(values: list[float], how: str, sign: str = "") -> str:
     return f"{statistics.mean(values):{sign}{how}}{spread}"
 
 
-class Task:
-    """A program, its flags, and where its figure stands in metrics.jsonl."""
-
-    def __init__(self, words: str, metric: str = "dev_acc", best=max):
-        self.words, self.metric, self.best = words.split(), metric, best
-
-    def say(self, values: list[float]) -> str:
-        return mean_and_spread(values, ".3f" if self.metric == "dev_acc" else ".1f")
-
-
-TASKS = {
-    "sst": Task(
-        "classifier.py --fine-tune-mode full-model --dataset sst --batch_size 32 --epochs 4"
-    ),
-    "cfimdb": Task("classifier.py --fine-tune-mode full-model --dataset cfimdb --epochs 2"),
-    "paraphrase": Task("paraphrase_detection.py --batch_size 32 --epochs 1"),
-    "sonnet": Task(
-        "sonnet_generation.py --epochs 12 --patience 0 --max_new_tokens 1", "dev_perplexity", min
-    ),
+RUNS = {  # the tasks' flags that give each run a few minutes on two cores
+    "sst": "--fine-tune-mode full-model --batch_size 32 --epochs 4",
+    "cfimdb": "--fine-tune-mode full-model --epochs 2",
+    "paraphrase": "--batch_size 32 --epochs 1",
+    "sonnet": "--epochs 12 --patience 0 --max_new_tokens 1",
 }
+
+
+def argv_of(name: str) -> list[str]:
+    """The program of a task's runs, and its flags."""
+    return [*TASKS[name].command, *RUNS[name].split()]
+
+
+def metric_of(name: str) -> str:
+    """The figure of a task's runs in metrics.jsonl."""
+    return "dev_acc" if TASKS[name].maximize else "dev_perplexity"
+
+
+def best_of(name: str) -> Callable:
+    """max or min."""
+    return max if TASKS[name].maximize else min
+
+
+def shown(name: str, values: list[float]) -> str:
+    """The figures of several runs of a task."""
+    return mean_and_spread(values, ".3f" if TASKS[name].maximize else ".1f")
 
 
 def fine_tune(args, name: str, flags_of: Callable, *, seed: int, lr: float) -> float:
@@ -62,16 +69,15 @@ def fine_tune(args, name: str, flags_of: Callable, *, seed: int, lr: float) -> f
 
     flags_of(seed, folder): the contestant's own flags; what it puts into the folder goes later.
     """
-    task = TASKS[name]
     with tempfile.TemporaryDirectory(prefix="bench-study-") as folder:
         flags = flags_of(seed, folder) + (["--limit", str(args.limit)] if args.limit else [])
         run = train(args, name, flags, folder, seed=seed, lr=lr)
-        return task.best(record[task.metric] for record in history(run))
+        return best_of(name)(record[metric_of(name)] for record in history(run))
 
 
 def train(args, name: str, flags: list[str], folder, *, seed: int, lr: float) -> Path:
     """Run a task's program; the folder of its run, below `folder`."""
-    words = [*TASKS[name].words, *flags, "--data_dir", args.data_dir]
+    words = [*argv_of(name), *flags, "--data_dir", args.data_dir]
     words += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", str(folder), *SCHEDULE]
     words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
     start(args, words + _output_flags(name, folder))
@@ -94,9 +100,7 @@ def history(run: Path) -> list[dict]:
 
 def _output_flags(name: str, folder: str) -> list[str]:
     """Predictions of a study go beside its checkpoints, not into predictions/."""
-    names = {"paraphrase": ("para_dev_out", "para_test_out")}
-    names["sonnet"] = ("dev_sonnet_out", "sonnet_out")
-    flags = names.get(name, ("dev_out", "test_out"))
+    flags = TASKS[name].output_flags
     return [word for flag in flags for word in (f"--{flag}", f"{folder}/{flag}")]
 
 
@@ -149,7 +153,7 @@ class Study:
 
         first, *others = self.args.seeds
         tried = {lr: run(first, lr) for lr in self.args.lrs or lrs}
-        lr = TASKS[name].best(tried, key=tried.get)
+        lr = best_of(name)(tried, key=tried.get)
         for seed in others:
             run(seed, lr)
 
@@ -172,7 +176,7 @@ def scores(runs: dict[str, float], name: str, who: str) -> tuple[str, list[float
             by_rate.setdefault(rest[0] if rest else "", []).append(value)
     if not by_rate:
         return "", []
-    rate = TASKS[name].best(by_rate, key=lambda rate: by_rate[rate][0])
+    rate = best_of(name)(by_rate, key=lambda rate: by_rate[rate][0])
     return rate, by_rate[rate]
 
 
@@ -188,7 +192,7 @@ def add_study_arguments(parser, *, out: str, tasks=(), lrs=()) -> None:
     """The flags that all studies share; without tasks there is no choice of these, nor of rates."""
     parser.add_argument("--data_dir", default="data")
     if tasks:
-        parser.add_argument("--tasks", nargs="+", choices=TASKS, default=tasks)
+        parser.add_argument("--tasks", nargs="+", choices=RUNS, default=tasks)
         parser.add_argument("--lrs", nargs="+", type=float, default=lrs, help="learning rates")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--limit", type=int, help="rows of each file at most")

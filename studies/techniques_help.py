@@ -16,7 +16,16 @@ from engine.errors import Parser, command
 
 # isort: split
 
-from studies.study import TASKS, Study, add_study_arguments, mean_and_spread, parse, scores
+from studies.study import (
+    RUNS,
+    Study,
+    add_study_arguments,
+    mean_and_spread,
+    metric_of,
+    parse,
+    scores,
+    shown,
+)
 
 PLAIN = "plain"
 CONTESTANTS = [
@@ -65,8 +74,8 @@ def run(study: Study) -> None:
 def table(results: dict) -> str:
     """Markdown: a row a contestant, a column a task; the difference to plain is seed by seed."""
     runs = results["runs"]
-    names = [name for name in TASKS if scores(runs, name, PLAIN)[1]]
-    columns = [f"{name}, {TASKS[name].metric.replace('_', ' ')} | against plain" for name in names]
+    names = [name for name in RUNS if scores(runs, name, PLAIN)[1]]
+    columns = [f"{name}, {metric_of(name).replace('_', ' ')} | against plain" for name in names]
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|---|" * len(names)]
     for who in CONTESTANTS:
         cells = [_cells(runs, name, who) for name in names]
@@ -112,7 +121,7 @@ def _cells(runs: dict[str, float], name: str, who: str) -> str:
     if not values:
         return "– | –"
     added = "–" if who == PLAIN else difference(runs, name, who)
-    return f"{TASKS[name].say(values)} ({rate}) | {added}"
+    return f"{shown(name, values)} ({rate}) | {added}"
 
 
 @command

@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
 from config import GPT2Config
-from engine import files
+from engine import files, throughput, token_files
 from engine.checkpoint import load_tree
+from engine.corpus import TokenBlocks
 from engine.errors import InputError
 from engine.extension import Extension
 from engine.files import ROOT
@@ -157,7 +158,7 @@ def test_the_log_says_how_well_and_how_fast(place, monkeypatch):
 def test_the_loss_is_transformers_loss(place, monkeypatch):
     run(monkeypatch, *SHORT)
     model = AutoModelForCausalLM.from_pretrained("out").eval()
-    blocks = pretrain.TokenBlocks(next(Path("runs").glob("tokens-*/valid.bin")), 32)
+    blocks = TokenBlocks(next(Path("runs").glob("tokens-*/valid.bin")), 32)
     with torch.no_grad():
         losses = []
         for i in range(len(blocks)):
@@ -259,7 +260,7 @@ def test_two_processes_at_half_the_batch_follow_the_single_one(place, monkeypatc
 
 def test_flops_are_palm_s_count():
     config = GPT2Config()
-    assert pretrain.flops_per_token(config, 124_000_000, 1024) == (
+    assert throughput.flops_per_token(config, 124_000_000, 1024) == (
         6 * 124_000_000 + 12 * 12 * 768 * 1024
     )
 
@@ -271,10 +272,10 @@ def test_utilization_is_the_share_of_the_gpu_s_peak(monkeypatch):
     gpus = Worker(torch.device("cuda"), count=2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     rate = 2 * 989e12 / (6 * 110 + 12 * 8 * 4)
-    assert pretrain.utilization(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}
+    assert throughput.utilization(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some other GPU")
-    assert pretrain.utilization(model, rate, 4, gpus) == {}
-    assert pretrain.utilization(model, rate, 4, Worker(torch.device("cpu"))) == {}
+    assert throughput.utilization(model, rate, 4, gpus) == {}
+    assert throughput.utilization(model, rate, 4, Worker(torch.device("cpu"))) == {}
 
 
 # -- divergence --------------------------------------------------------------------------------
@@ -335,10 +336,10 @@ def damage_tokens(kind: str, folder: Path) -> None:
 )
 def test_kept_tokens_that_are_damaged_are_refused(kind, said, place):
     args = pretrain.get_args(["--text", "text.txt", "--out", "out", *SHORT])
-    folder = pretrain.prepare_data(args, WORKER)
+    folder = token_files.prepare_data(args, WORKER)
     damage_tokens(kind, folder)
     with pytest.raises(InputError, match=re.escape(said)) as caught:
-        pretrain.prepare_data(args, WORKER)
+        token_files.prepare_data(args, WORKER)
     assert f"delete the folder {folder}" in str(caught.value)
 
 

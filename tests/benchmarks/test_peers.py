@@ -125,7 +125,7 @@ def test_a_peer_that_trains_less_is_seen(train_epoch, wrong, make, monkeypatch):
 
 def test_a_peer_that_writes_fewer_tokens_is_seen(make):
     peer = make(Ours, "decode")
-    peer.flags.max_new_tokens = 4
+    peer.flags = peer.flags.replace(max_new_tokens=4)
     with pytest.raises(InputError, match="12 rows, expected 15"):
         check_same_work("ours", peer.run(), peer.load.expected())
 

@@ -99,8 +99,7 @@ def test_a_failed_run_ends_the_study(fake_runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("who", [pays.RANDOM, pays.MINI])
 def test_a_real_run_gives_the_figure_of_its_best_epoch(who, tmp_path, monkeypatch):
-    words = "classifier.py --fine-tune-mode last-linear-layer --dataset sst --epochs 2"
-    monkeypatch.setitem(study.TASKS, "sst", study.Task(words))
+    monkeypatch.setitem(study.RUNS, "sst", "--fine-tune-mode last-linear-layer --epochs 2")
     args = arguments(tmp_path, limit=10)
 
     def flags_of(seed, folder):

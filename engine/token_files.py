@@ -1,0 +1,86 @@
+"""The files of a pre-training run: its tokenizer, and the tokens of train and valid, made once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
+from engine.corpus import (
+    check_tokens,
+    documents,
+    save_tokenizer,
+    split_texts,
+    train_tokenizer,
+    write_tokens,
+)
+from engine.errors import InputError
+from engine.files import atomic_write
+from engine.hub import load_tokenizer
+from engine.parallel import Worker, wait_for_main
+
+MANY = 100  # documents, of which the last hundredth is one or more
+
+
+def prepare_data(args, worker: Worker) -> Path:
+    """The folder with the tokenizer and the token files, made on the first use; returns it.
+
+    Its name carries a hash of what goes into it, so that another text gets another folder.
+    """
+    files = [Path(name) for name in [*args.text, *args.valid]]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file: give text files by --text and --valid")
+    facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    key = repr((facts, len(args.text), args.tokenizer, args.vocab_size, args.limit))
+    folder = Path(args.runs_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+    if worker.is_main and not (folder / "valid.json").exists():
+        write_data(args, folder, worker.say)
+    if worker.is_main:
+        vocab_size = len(load_tokenizer(str(folder)))
+        for name in ("train", "valid"):
+            check_tokens(folder / f"{name}.bin", vocab_size)
+    wait_for_main(worker)
+    return folder
+
+
+def write_data(args, folder: Path, say: Callable) -> None:
+    """Learn or copy the tokenizer, then write the tokens of train and valid."""
+    for files in filter(None, (args.text, args.valid)):
+        if next(documents(files), None) is None:
+            raise InputError(f"{', '.join(files)}: no text, expected a document: give other files")
+    count = sum(1 for _ in islice(documents(args.text), args.limit))
+    if not args.valid:
+        end = f"{count // MANY} of the documents are" if count >= MANY else "tenth of the tokens is"
+        say(f"no --valid: the last {end} kept out for validation; documents: {count}")
+    if args.tokenizer:
+        tokenizer = load_tokenizer(args.tokenizer)
+    else:
+        say(f"learning a tokenizer of {args.vocab_size} tokens from the training text")
+        tokenizer = train_tokenizer(split(args, count)["train"], args.vocab_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(tokenizer, folder)
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
+    with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
+        json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
+    for name, texts in split(args, count, tokenizer).items():
+        write_tokens(folder / f"{name}.bin", tokenizer, texts)
+
+
+def split(args, count: int, tokenizer=None) -> dict[str, Iterable[str]]:
+    """The texts of train and valid.
+
+    Without --valid, the last hundredth of the documents is valid; if that is less than one, the
+    last tenth of their tokens (or characters, as long as there is no tokenizer).
+    """
+    texts = islice(documents(args.text), args.limit)
+    if args.valid:
+        return {"train": texts, "valid": islice(documents(args.valid), args.limit)}
+    if count < MANY:
+        train, valid = split_texts(list(texts), 0.9, tokenizer)
+        return {"train": train, "valid": valid}
+    first = count - count // MANY
+    return {
+        "train": islice(texts, first),
+        "valid": islice(documents(args.text), first, args.limit),
+    }
