@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from course_files import WORKER
+from recorder import CallAgain
 from tiny_run import TINY, tiny_classifier, trainer
 
 import classifier
@@ -47,14 +48,17 @@ def run_of(task, tmp_path, **options) -> Trainer:
 
 @pytest.mark.parametrize("task", [SST, PARAPHRASE, pretrain])
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("recorded", [False, True])
 def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
-    task, accumulate, tmp_path, monkeypatch
+    task, accumulate, recorded, tmp_path, monkeypatch
 ):
-    looks = []
+    looks, recorder = [], CallAgain()
     monkeypatch.setattr("engine.training.STEPS_UNREAD", {"meta": 4})
     monkeypatch.setattr(Trainer, "look_at_losses", lambda run: looks.append(len(run.unread)))
-    run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate)
+    recorders = {"meta": lambda device: recorder} if recorded else {}
+    run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate, recorders=recorders)
     run.train_epoch()
+    assert (recorder.replayed > 0) == recorded
     steps = ROWS // 2 // accumulate
     assert run.progress.step == steps == len(run.unread)
     assert looks == [*range(4, steps + 1), steps]
