@@ -126,7 +126,7 @@ def evaluate(model, loader, device) -> dict:
     return {"val_loss": loss, "val_perplexity": perplexity(loss), "bits_per_byte": bits}
 
 
-def sample(model: LanguageModel, tokenizer, device) -> str:
+def sample(model: LanguageModel, tokenizer, device, *, eager: bool = False) -> str:
     """A text that begins with nothing; the same draws every time."""
     start = torch.tensor([[tokenizer.eos_token_id]], device=device)
     [tokens] = generate(
@@ -136,6 +136,7 @@ def sample(model: LanguageModel, tokenizer, device) -> str:
         temperature=0.8,
         top_p=0.95,
         end_token=tokenizer.eos_token_id,
+        record=False if eager else None,
         generator=torch.Generator(device).manual_seed(0),
     )
     return tokenizer.decode(tokens[1:], skip_special_tokens=True)
@@ -149,7 +150,8 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         rate = meter.tokens_per_second()
         figures = evaluate(model, loaders["dev"], worker.device)
         if worker.is_main and math.isfinite(figures["val_loss"]):
-            print(f"  sample: {sample(model, tokenizer, worker.device)!r}")
+            text = sample(model, tokenizer, worker.device, eager=args.eager)
+            print(f"  sample: {text!r}")
         used = utilization(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}
 

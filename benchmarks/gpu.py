@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine.errors import Parser, command
 from engine.files import ROOT
-from engine.parallel import seed_everything
+from engine.parallel import seed_everything, start_worker
 
 # isort: split
 
@@ -65,6 +65,7 @@ def get_args(argv=None):
 @command
 def main():
     minutes, args = get_args()
+    start_worker(args.use_gpu)  # before anything is made, it says if no GPU is there
     clock = Clock(minutes)
     seed_everything(args.seed)
     [size] = args.model_size

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
 from engine.extension import Extension, apply_extensions, load_extensions, techniques
 from engine.fast.step_graph import RECORDERS, StepGraphs
+from engine.options import FitOptions
+from engine.parallel import Worker
+from engine.recorded_gradients import may_record
 
 TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]
 
@@ -251,6 +255,14 @@ def test_a_run_that_cannot_or_shall_not_be_recorded_is_eager(tmp_path, recorders
     run(Averager(), tmp_path, recorders=mapping, log=said.append, **options)
     assert made == []
     assert any(line in text for text in said) if line else len(said) == 1
+
+
+def test_several_workers_and_a_compiled_network_run_eagerly():
+    plain = FitOptions(epochs=1, lr=0.1, metric="dev")
+    pair = Worker(torch.device("cpu"), count=2)
+    assert may_record(plain, WORKER, [], print)
+    assert not may_record(plain, pair, [], print)
+    assert not may_record(replace(plain, compile="default"), WORKER, [], print)
 
 
 def test_an_extension_that_says_that_it_can_be_recorded_is(tmp_path, recorders):
