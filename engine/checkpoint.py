@@ -166,9 +166,9 @@ def load_model(path, task: str, build_model):
     has_backbone = "gpt.word_embedding.weight" in tree["model"]
     with named_as_of_another_version(path, "settings"):
         model = build_model(settings, pretrained=not has_backbone)
+    load_trainable_state(model, tree["model"], path)
     stored = tree.get("inputs") or {}
     check_inputs(stored, inputs_now(stored, model, settings), path)
-    load_trainable_state(model, tree["model"], path)
     return model, settings
 
 

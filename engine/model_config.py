@@ -6,6 +6,7 @@ from pathlib import Path
 from engine.errors import quoted
 from models.base_gpt import CONFIG
 
+SLACK, SMALL = 20, 20_000_000  # parameters to a byte, and those that take no memory to speak of
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin")
 
 
@@ -40,7 +41,8 @@ def check_shape(values: dict, folder: Path) -> None:
     """Raise a ValueError about a GPT2Config's values that no model in this folder can have.
 
     The weight files bound the shape: each parameter takes a byte there at least. So a wrong number
-    of layers is noticed before any of them is built.
+    of layers is noticed before any of them is built. A file that was cut short is left to those who
+    read it, unless very much is missing.
     """
     check_numbers({CONFIG[name]: value for name, value in values.items()})
     width, heads = values["hidden_size"], values["num_attention_heads"]
@@ -48,7 +50,7 @@ def check_shape(values: dict, folder: Path) -> None:
         raise ValueError(f"n_embd is {width}, expected a multiple of n_head, {heads}")
     files = [path for pattern in WEIGHT_PATTERNS for path in folder.glob(pattern)]
     size, wanted = sum(path.stat().st_size for path in files), parameters(values)
-    if files and wanted > size:
+    if files and wanted > SLACK * size + SMALL:
         raise ValueError(
             f"it describes {wanted:,} parameters, but all weight files together have {size:,} bytes"
         )
@@ -74,7 +76,9 @@ def read_document(path: Path) -> dict:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError("nested too deeply for a JSON file of this kind") from error
+        raise ValueError("not a valid JSON file: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not a valid JSON file: {error}") from error
     if not isinstance(document, dict):
         raise ValueError(f"found {type(document).__name__}, expected a JSON object")
     return document

@@ -219,7 +219,7 @@ def test_resuming_on_other_data_is_refused(originals, place, monkeypatch, capsys
     with pytest.raises(SystemExit) as stop:
         start(monkeypatch, "sst", "--resume")
     assert stop.value.code == 2
-    assert "the training data has changed" in capsys.readouterr().err
+    assert "have changed since it was written: dev rows, train rows" in capsys.readouterr().err
 
 
 def test_resuming_with_other_flags_is_not_taken_for_the_same_run(place, monkeypatch, capsys):
