@@ -139,8 +139,9 @@ def main(argv=None):
     if wrong:
         raise InputError(f"{out}: not written; files to mend, as told above: {len(wrong)}")
     files = contents(args.root)
+    lines = listing(args.root, data_dir, runs_dir, files)
     write_zip(out, files)
-    print("\n".join(listing(args.root, data_dir, runs_dir, files)))
+    print("\n".join(lines))
     print(f"{out}: {len(files)} files, {out.stat().st_size:,} bytes")
 
 

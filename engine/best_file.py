@@ -7,7 +7,7 @@ A process that ends at any moment leaves a pair that belongs together, or one th
 import os
 from pathlib import Path
 
-from engine.errors import InputError
+from engine.errors import InputError, quoted
 from engine.files import sync
 from engine.trees import load_tree, tree_digest
 
@@ -32,14 +32,16 @@ def named_best(last: Path, best: Path) -> dict | None:
         named = {"epoch": progress["best_epoch"], "digest": None}  # written before it was named
     if named is None:
         return None
+    if not isinstance(named, dict) or not named.keys() >= {"epoch", "digest"}:
+        raise InputError(f"{last}: found {quoted(named)}, expected the name of a best: train anew")
     if not best.exists():
         raise InputError(f"{best}: missing, {last.name} names it: put it back, or train anew")
     metrics, digest = load_tree(best, only="metrics").get("metrics"), tree_digest(best)
     epoch = metrics.get("epoch") if isinstance(metrics, dict) else None
     if epoch != named["epoch"] or named["digest"] not in (None, digest):
         raise InputError(
-            f"{best}: of epoch {epoch}, digest {digest[:8]}; {last.name} names epoch "
-            f"{named['epoch']}, digest {(named['digest'] or 'unknown')[:8]}: they are of two "
+            f"{best}: of epoch {quoted(epoch)}, digest {digest[:8]}; {last.name} names epoch "
+            f"{quoted(named['epoch'])}, digest {str(named['digest'])[:8]}: they are of two "
             f"attempts: put the right one back, or train anew without --resume"
         )
     return {"epoch": epoch, "digest": digest}

@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import lzma
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from engine.errors import InputError, excerpt, quoted
 from engine.files import atomic_write
 
 END_OF_TEXT = "<|endoftext|>"
+UNREADABLE = (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
 OPENERS = {".xz": lzma.open, ".gz": gzip.open}
 FACTS = {"documents": int, "bytes": int, "tokens": int, "dtype": str, "sha256": str}
 ANSWERS = ["yes", "no"] * 5000  # often enough to become one token each: the cloze answers by them
@@ -44,9 +46,10 @@ def documents(paths: Iterable) -> Iterator[str]:
                         lines = []
         except (FileNotFoundError, IsADirectoryError) as error:
             raise InputError(f"{path}: no such file: give text files by --text") from error
-        except (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        except UNREADABLE as error:
             raise InputError(
-                f"{path}, after line {number}: cannot be read ({error}): give whole files of UTF-8"
+                f"{path}, after line {number}: cannot be read ({excerpt(error)}): give "
+                f"whole files of UTF-8"
             ) from error
         if text := "".join(lines).strip():
             yield text

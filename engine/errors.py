@@ -46,6 +46,11 @@ def quoted(value, limit: int = EXCERPT) -> str:
     return excerpt(repr(value), limit)
 
 
+def is_number(value) -> bool:
+    """Whether a value out of a JSON file is an int or a finite float that can be computed with."""
+    return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # not so of NaN
+
+
 def notice(message: str) -> None:
     """A line on stderr about something that ends no run."""
     sys.stderr.write(f"note: {excerpt(message)}\n")

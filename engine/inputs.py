@@ -6,7 +6,7 @@ A checkpoint keeps them, so that a run never goes on, nor predicts, with somethi
 import hashlib
 import json
 
-from engine.errors import InputError
+from engine.errors import InputError, quoted
 from engine.hub import load_tokenizer
 from engine.trees import tensors_digest
 
@@ -29,6 +29,8 @@ def inputs_now(stored: dict, model, settings) -> dict[str, str]:
 
 def check_inputs(stored: dict, now: dict, path) -> None:
     """Refuse a checkpoint of other inputs; one that does not know some of them is not judged."""
+    if not isinstance(stored, dict):
+        raise InputError(f"{path}: found {quoted(stored)}, expected digests by name: train anew")
     changed = sorted(name for name in now.keys() & stored.keys() if now[name] != stored[name])
     if changed:
         raise InputError(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from engine.errors import quoted
+from engine.errors import is_number, quoted
 from models.base_gpt import CONFIG
 
 SLACK, SMALL = 20, 20_000_000  # parameters to a byte, and those that take no memory to speak of
@@ -14,13 +14,9 @@ def _is_whole(value) -> bool:
     return type(value) is int and value >= 1
 
 
-def _is_number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # not so of NaN
-
-
 WHOLE = ("a whole number from 1 on", _is_whole)
-SHARE = ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
-POSITIVE = ("a number above 0", lambda value: _is_number(value) and value > 0)
+SHARE = ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+POSITIVE = ("a number above 0", lambda value: is_number(value) and value > 0)
 RULES = {
     **dict.fromkeys(("vocab_size", "n_embd", "n_layer", "n_head", "n_positions"), WHOLE),
     "n_inner": ("a whole number from 1 on, or null", lambda v: v is None or _is_whole(v)),

@@ -10,8 +10,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
-from engine.errors import InputError, quoted
+from engine.errors import InputError, excerpt, is_number, quoted
 from engine.files import atomic_write
 from engine.records import (
     NUM_LABELS,
@@ -155,13 +156,26 @@ def origin(path, runs_dir) -> str:
     if made is None:
         return f"no run in {runs_dir} wrote this file as it is"
     figures = [f"dev {name} {value:.3f}" for name, value in made["dev"].items()]
-    limit = [f"--limit {made['limit']}"] if made["limit"] else []
-    flags = [made["model_size"], *(made["extension"] or [])]
-    return ", ".join(filter(None, [made["made_by"], *flags, *limit, *figures]))
+    limit = [f"--limit {made['limit']}"] if made.get("limit") else []
+    flags = [made.get("model_size"), *map(str, made.get("extension") or [])]
+    return excerpt(", ".join(filter(None, [made["made_by"], *flags, *limit, *figures])))
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def _read_json(path: Path) -> dict[str, dict]:
+    """The facts of each prediction file; {} where no file is there."""
+    if not path.exists():
+        return {}
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({excerpt(error)}): delete it") from error
+    kinds = {"made_by": str, "model_size": (str, NoneType), "extension": (list, NoneType)}
+    kinds |= {"dev": dict, "limit": (int, NoneType)}
+    for facts in records.values() if isinstance(records, dict) else [records]:
+        right = isinstance(facts, dict) and all(isinstance(facts.get(k), kinds[k]) for k in kinds)
+        if not right or not all(map(is_number, facts["dev"].values())):
+            raise InputError(f"{path}: found {quoted(facts)}, expected facts of a run: delete it")
+    return records
 
 
 def _digest(path) -> str:

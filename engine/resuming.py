@@ -30,9 +30,11 @@ def save_state(folder: RunFolder, progress: Progress, model, optimizer, dataset,
     folder.save_last(tree)
 
 
-def load_state(folder: RunFolder, model, optimizer, dataset, worker: Worker) -> Progress:
+def load_state(
+    folder: RunFolder, model, optimizer, dataset, worker: Worker, metric: str
+) -> Progress:
     """Put weights, moments and random state back; a finished run only tells how it went."""
-    tree = load_run(folder.last, folder.task, Progress)
+    tree = load_run(folder.last, folder.task, Progress, metric)
     if tree["data"] != dataset.fingerprint():
         raise InputError(f"{folder.last}: the training data has changed since: train anew")
     if len(tree["random"]) != worker.count:

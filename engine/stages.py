@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import current_commit
+from engine.errors import InputError, excerpt, is_number, quoted
 from engine.files import atomic_write
 from engine.hub import BUNDLED
 from engine.parallel import Worker, hardware
 from engine.plots import loss_and_metric, picture
 
+DRAWN = ("epoch", "tokens", "train_loss", "bits_per_byte")  # numbers of each evaluation
 FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
 
 
@@ -50,8 +52,27 @@ def read_making(checkpoint: str | None) -> tuple[dict, list[dict]]:
     facts, records = folder / "training.json", folder / "metrics.jsonl"
     if checkpoint is None or not facts.is_file() or not records.is_file():
         return {}, []
-    lines = records.read_text(encoding="utf-8").splitlines()
-    return json.loads(facts.read_text(encoding="utf-8")), [json.loads(line) for line in lines]
+    [stages], evaluations = _objects(facts, whole=True), _objects(records)
+    for number, record in enumerate(evaluations, start=1):
+        if not all(is_number(record.get(name)) for name in DRAWN):
+            raise InputError(
+                f"{records}, line {number}: found {quoted(record)}, expected numbers under "
+                f"{', '.join(DRAWN)}: copy the folder again"
+            )
+    return stages, evaluations
+
+
+def _objects(path: Path, whole: bool = False) -> list[dict]:
+    """The JSON object of a whole file, or one of each line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = [json.loads(part) for part in ([text] if whole else text.splitlines())]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON ({excerpt(error)}): copy the folder again") from error
+    for value in found:
+        if not isinstance(value, dict):
+            raise InputError(f"{path}: found {quoted(value)}, expected JSON objects: copy it again")
+    return found
 
 
 def _stage(args, progress, worker: Worker) -> dict:

@@ -7,7 +7,7 @@ from typing import get_args, get_origin, get_type_hints
 
 import torch
 
-from engine.errors import InputError, excerpt
+from engine.errors import InputError, excerpt, is_number
 from engine.trees import load_tree
 
 
@@ -20,8 +20,11 @@ def load_checkpoint(path, task: str) -> dict:
     return tree
 
 
-def load_run(path, task: str, progress_type: type) -> dict:
-    """The tree of a last file, with its progress as an instance of that dataclass."""
+def load_run(path, task: str, progress_type: type, metric: str) -> dict:
+    """The tree of a last file, with its progress as an instance of that dataclass.
+
+    metric: what each record of its history must hold, beside its epoch and its training loss.
+    """
     tree = load_checkpoint(path, task)
     expect(tree, {"progress": dict, "data": str, "random": list}, path)
     values, known = tree["progress"], get_type_hints(progress_type)
@@ -29,6 +32,11 @@ def load_run(path, task: str, progress_type: type) -> dict:
     unlike += [
         name for name in known.keys() & values.keys() if not _is_a(values[name], known[name])
     ]
+    needed = ("epoch", "train_loss", metric)
+    for record in values["history"] if not unlike else ():
+        unlike += [f"history's {name}" for name in needed if not _has_number(record, name)]
+    if not unlike and values["step"] and values["targets"] <= 0:
+        unlike = ["targets"]
     if unlike:
         raise InputError(
             f"{path}: the progress of another version of this project: {len(unlike)} fields "
@@ -51,8 +59,17 @@ def expect(tree: dict, kinds: dict[str, type], path) -> None:
             )
 
 
+def _has_number(record, name: str) -> bool:
+    return isinstance(record, dict) and is_number(record.get(name))
+
+
 def _is_a(value, hint) -> bool:
-    """Whether a value is of the type that a dataclass declares; an int will do as a float."""
+    """Whether a value is of the type that a dataclass declares; an int will do as a float.
+
+    An int counts something: epochs, steps.
+    """
+    if type(value) is int and not 0 <= value < 2**31:
+        return False
     kinds = get_args(hint) if isinstance(hint, UnionType) else [get_origin(hint) or hint]
     if isinstance(value, bool) or float not in kinds:
         return type(value) in kinds

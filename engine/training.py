@@ -244,8 +244,10 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        dataset = self.loader.dataset
-        self.progress = load_state(self.folder, self.model, self.optimizer, dataset, self.worker)
+        dataset, metric = self.loader.dataset, self.options.metric
+        self.progress = load_state(
+            self.folder, self.model, self.optimizer, dataset, self.worker, metric
+        )
         if self.progress.finished:
             self.log("this run is finished: its best epoch is taken as it is")
         else:

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from tiny_run import Averager, folder, run, run_path, same_bits, weights
+from tiny_run import Averager, folder, run, run_path, same_bits, stopped_run, weights
 
 from engine.checkpoint import (
     RunFolder,
@@ -70,15 +70,8 @@ def test_weights_that_are_not_finite_are_refused(value):
 
 @pytest.fixture
 def unfinished(tmp_path):
-    """(folder, tree) of a run that stopped after its first epoch of two."""
-
-    def stop(message):
-        if message.startswith("Epoch 1"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(Averager(), tmp_path, epochs=2, log=stop)
-    path = run_path(tmp_path, "*/last.safetensors")
+    """(path, tree) of the last file of a run that stopped after its first epoch of two."""
+    path = stopped_run(tmp_path)
     return path, load_tree(path)
 
 

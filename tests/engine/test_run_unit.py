@@ -5,11 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from children import at_write, in_child
-from tiny_run import Averager, folder, run, run_path, same_bits
+from tiny_run import Averager, folder, no_picture, run, run_path, same_bits
 
 from engine import files
 from engine.best_file import named_best
@@ -33,10 +32,6 @@ def best_of(root) -> dict:
 def weights_of_whole_run(tmp_path, seed: int) -> dict:
     run(Averager(seed=seed), tmp_path / f"whole-{seed}", evaluate=figures(0.1, 0.3, 0.2), **FLAGS)
     return best_of(tmp_path / f"whole-{seed}")["model"]
-
-
-def no_picture(history, path, metric) -> None:
-    Path(path).write_bytes(b"a picture")
 
 
 def count_writes(monkeypatch, action) -> int:
