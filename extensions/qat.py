@@ -1,10 +1,9 @@
 """Quantization-aware training: linears compute as they will on integers while they are trained.
 
     r = S (q − Z)                                   Jacob et al. 2018, eq. 1; training: section 3
-    v̂ = s · ⌊clip(v / s, −Q_N, Q_P)⌉                Esser et al. 2020 (LSQ), eq. 1–2
-    ∂v̂/∂v = 1 inside the range, 0 outside           straight through: Bengio et al. 2013
-    ∂v̂/∂s = ⌊v/s⌉ − v/s, outside −Q_N or Q_P        LSQ, eq. 3
     y = Q(α x) Q(W / α)ᵀ + b                        Quadapter: Park et al. 2022, figure 2
+
+Q and its gradients are Esser et al. 2020 (LSQ), eq. 1–3: rounding.py.
 
 Each row of W is symmetric, s = max|w| / Q_P with Q_N = Q_P = 2^(b−1) − 1. An input has one scale
 and a zero point, for the range of its running extremes (Jacob et al. 2018, section 3.1); in the
@@ -30,8 +29,7 @@ from torch.nn import functional as F
 
 from engine.errors import InputError
 from engine.extension import Extension
-
-UNROUNDED = 16  # bits, from which on everything passes as it is
+from extensions.rounding import UNROUNDED, fake_quantize, largest, weight_scale
 
 
 @dataclass
@@ -135,57 +133,6 @@ def calibrate(model, sources: list) -> None:
             source.log_alpha.copy_(0.5 * ratio.log())
 
 
-# -- rounding ----------------------------------------------------------------------------------
-
-
-def quantize(x, scale, low, high) -> torch.Tensor:
-    """Integers from low to high, kept in x's type."""
-    return (x / scale).round().clamp(low, high)
-
-
-def dequantize(integers, scale) -> torch.Tensor:
-    return integers * scale
-
-
-def fake_quantize(x, scale, low, high) -> torch.Tensor:
-    """v̂ of v = x, with the gradients above."""
-    return FakeQuantize.apply(x, scale, low, high)
-
-
-class FakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, scale, low, high):
-        ctx.save_for_backward(x, scale)
-        ctx.low, ctx.high = low, high
-        return dequantize(quantize(x, scale, low, high), scale)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, scale = ctx.saved_tensors
-        steps = x / scale
-        integers = steps.round()
-        inside = (integers >= ctx.low) & (integers <= ctx.high)
-        grad_scale = None
-        if ctx.needs_input_grad[1]:
-            change = torch.where(inside, integers - steps, integers.clamp(ctx.low, ctx.high))
-            grad_scale = (grad * change).sum_to_size(scale.shape)
-        return grad * inside, grad_scale, None, None
-
-
-def largest(bits: int) -> int:
-    """Q_P."""
-    return 2 ** (bits - 1) - 1
-
-
-def weight_scale(weight, bits: int) -> torch.Tensor:
-    """(out, in) -> (out, 1): the step of each output's weights."""
-    widest = weight.abs().amax(dim=1, keepdim=True)
-    return (widest / largest(bits)).clamp(min=torch.finfo(weight.dtype).tiny)
-
-
-# -- in the model ------------------------------------------------------------------------------
-
-
 class InputQuantizer(nn.Module):
     """Q(α x) of what one or more linears read, (..., in); notes the extremes of each step.
 
@@ -261,9 +208,9 @@ class QuantizedForward:
     def __call__(self, x):
         weight, alpha = self.linear.weight, self.source.alpha
         if self.bits < UNROUNDED:
-            scale = weight_scale(_divided(weight.detach(), alpha), self.bits)
+            scale = weight_scale(divided(weight.detach(), alpha), self.bits)
             limit = largest(self.bits)
-            weight = fake_quantize(_divided(weight, alpha), scale, -limit, limit)
+            weight = fake_quantize(divided(weight, alpha), scale, -limit, limit)
         elif alpha is None:
             return type(self.linear).forward(self.linear, x)
         else:
@@ -271,7 +218,7 @@ class QuantizedForward:
         return F.linear(x, weight, self.linear.bias)
 
 
-def _divided(weight, alpha):
+def divided(weight, alpha):
     return weight if alpha is None else weight / alpha
 
 
@@ -279,46 +226,3 @@ def quantized(model) -> dict[str, QuantizedForward]:
     """Every quantized linear of a model by the name of its place."""
     modules = model.named_modules()
     return {name: m.forward for name, m in modules if isinstance(m.forward, QuantizedForward)}
-
-
-# -- out of it ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class IntegerLinear:
-    """What a kernel on integers needs; without a grid its inputs stay in floating point."""
-
-    weight: torch.Tensor  # (out, in), int8, also where there are fewer bits
-    scale: torch.Tensor  # (out,)
-    bias: torch.Tensor  # (out,)
-    grid: dict | None  # the inputs' scale, low and high
-    alpha: torch.Tensor | None  # (in,), for the normalisation before to take in
-
-    def __call__(self, x):
-        """(..., in) -> (..., out): sums of products of integers, exact in float64."""
-        x, scale = x if self.alpha is None else x * self.alpha, self.scale
-        if self.grid is not None:
-            x, scale = quantize(x, **self.grid), scale * self.grid["scale"]
-        sums = x.double() @ self.weight.double().T
-        return (sums * scale + self.bias).to(self.bias.dtype)
-
-
-@torch.no_grad()
-def export_integers(model) -> dict[str, IntegerLinear]:
-    """The linears of a trained model, by the names of their places."""
-    exported = {}
-    for name, place in quantized(model).items():
-        source, limit = place.source, largest(place.bits)
-        rounds_inputs = source.bits < UNROUNDED
-        if place.bits >= UNROUNDED or (rounds_inputs and not source.known()):
-            raise InputError(f"{name}: bits={place.bits}, or not trained yet: it has no integers")
-        weight = _divided(place.linear.weight, source.alpha)
-        scale = weight_scale(weight, place.bits)
-        exported[name] = IntegerLinear(
-            weight=quantize(weight, scale, -limit, limit).to(torch.int8),
-            scale=scale[:, 0],
-            bias=place.linear.bias.clone(),
-            grid=source.grid() if rounds_inputs else None,
-            alpha=source.alpha,
-        )
-    return exported

@@ -27,14 +27,10 @@ class Tried:
     varied: list[str] = field(default_factory=list)
 
 
-def declared() -> dict[str, Tried]:
-    """All that the modules in tests/extensions/ declare, by technique."""
-    cases: dict[str, Tried] = {}
+def cases() -> dict[str, Tried]:
+    """Those of every technique, declared or default. Imports the modules of tests/extensions/."""
+    declared: dict[str, Tried] = {}
     for path in sorted(FOLDER.glob("test_*.py")):
         if re.search(r"^TRIED = ", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
-            cases |= importlib.import_module(path.stem).TRIED
-    return cases
-
-
-CASES = {name: declared().get(name, Tried()) for name in NAMES}
-VARIED = [(name, options) for name, tried in CASES.items() for options in tried.varied]
+            declared |= importlib.import_module(path.stem).TRIED
+    return {name: declared.get(name, Tried()) for name in NAMES}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.errors import InputError
-from extensions.qat import largest, quantize
+from extensions.rounding import largest, quantize
 from programs.quantize.grid import Grid, Rounded, round_to_nearest
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from extensions.qat import UNROUNDED, dequantize, largest, quantize, weight_scale
+from extensions.rounding import UNROUNDED, dequantize, largest, quantize, weight_scale
 
 BITS = (2, 4, 8)  # of which a byte holds a whole number
 INT8 = 8

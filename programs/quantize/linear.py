@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.errors import InputError
-from extensions.qat import UNROUNDED, largest, quantize, weight_scale
+from extensions.rounding import UNROUNDED, largest, quantize, weight_scale
 from programs.quantize.grid import INT8, Grid, Rounded, pack, round_to_nearest, unpack
 
 # A layer's linears; those that read the same input stand together.

@@ -27,7 +27,7 @@ from engine.files import atomic_write
 
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
-from extensions.qat import UNROUNDED
+from extensions.rounding import UNROUNDED
 from programs.quantize.grid import INT8, Grid
 from programs.quantize.job import (
     Job,

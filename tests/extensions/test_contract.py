@@ -15,7 +15,7 @@ import torch
 from children import at_write, in_child
 from course_files import call_main, work_in, write_course, write_model
 from slow import one_partner_each, slow_unless
-from technique_cases import CASES, NAMES, VARIED
+from technique_cases import NAMES, cases
 from tiny_run import run_path
 
 from engine.checkpoint import load_tree
@@ -28,6 +28,8 @@ TASKS = {
     "paraphrase_detection": [],
     "sonnet_generation": ["--max_new_tokens", "4"],
 }
+CASES = cases()
+VARIED = [(name, options) for name, tried in CASES.items() for options in tried.varied]
 # What two do not do together, and what is said.
 FOR_MATRICES = ("kfac", "muon", "shampoo", "soap")
 OPTIMIZERS = ("llrd", *FOR_MATRICES)

@@ -15,19 +15,10 @@ from engine.errors import InputError
 from engine.extension import apply_extensions
 from engine.generation import generate
 from engine.training import FitOptions, make_optimizer
+from extensions.integer_linear import export_integers
 from extensions.lora import LoRA, adapters, merge
-from extensions.qat import (
-    QAT,
-    InputQuantizer,
-    QuantizedForward,
-    dequantize,
-    export_integers,
-    fake_quantize,
-    noted_by_all,
-    quantize,
-    quantized,
-    weight_scale,
-)
+from extensions.qat import QAT, InputQuantizer, QuantizedForward, noted_by_all, quantized
+from extensions.rounding import dequantize, fake_quantize, quantize, weight_scale
 from models.gpt2 import GPT2Model
 
 TRIED = {

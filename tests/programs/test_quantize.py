@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.checkpoint import load_tree, save_tree
+from extensions.integer_linear import export_integers
 from extensions.lora import adapters
-from extensions.qat import export_integers
 from programs.quantize import quantize
 from programs.quantize.grid import Grid, pack, round_to_nearest, unpack
 from programs.quantize.job import (
