@@ -53,16 +53,16 @@ class Results:
         if same and all("settings" in row for row in before["jobs"]):
             self.results = before
         elif not force:
-            found = ", ".join(str(before.get(key)) for key in CONDITIONS)
+            measured = ", ".join(str(before.get(key)) for key in CONDITIONS)
             raise InputError(
-                f"{path}: measured before with {found}, or by an older program: give another "
+                f"{path}: measured before with {measured}, or by an older program: give another "
                 f"--out, or --force to begin anew"
             )
 
     def has(self, name: str, settings: dict) -> bool:
         rows = self.results["jobs"]
-        found = [row for row in rows if (row["name"], row["settings"]) == (name, settings)]
-        return bool(found) and not self.force
+        same = [row for row in rows if (row["name"], row["settings"]) == (name, settings)]
+        return bool(same) and not self.force
 
     def add(self, name: str, settings: dict, row: dict) -> None:
         """Put the row in its place, write the file and draw the picture."""

@@ -24,6 +24,7 @@ from engine.errors import Parser, command
 
 import torch
 
+from benchmarks.extension_tables import PLAIN, attention_table, draw, step_table
 from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
 from config import SIZES
@@ -31,14 +32,12 @@ from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.fast.attention import fused_causal_attention
 from engine.parallel import start_worker
-from engine.plots import picture
 from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from modules.attention import causal_attention
 from pretrain import SHAPES
 from programs.tasks import TASKS
 
-PLAIN = ""
 TECHNIQUES = [
     PLAIN,
     "lora",
@@ -137,12 +136,12 @@ def attentions() -> dict:
 
 def alternate(work: dict, repeats: int) -> dict[str, dict]:
     """Each key's figures, medians over `repeats` rounds; work: key -> a call without arguments."""
-    found: dict[str, list[dict]] = {key: [] for key in work}
+    rounds: dict[str, list[dict]] = {key: [] for key in work}
     for _ in range(repeats):
         for key, call in work.items():
-            found[key].append(alone(call))
-            print(f"{key or 'plain'}: {found[key][-1]}", flush=True)
-    return {key: _medians(figures) for key, figures in found.items()}
+            rounds[key].append(alone(call))
+            print(f"{key or 'plain'}: {rounds[key][-1]}", flush=True)
+    return {key: _medians(figures) for key, figures in rounds.items()}
 
 
 def _medians(figures: list[dict]) -> dict:
@@ -180,75 +179,6 @@ def attention(args) -> dict:
 
 
 PARTS = {"techniques": techniques, "sizes": sizes, "attention": attention}
-
-
-# -- what is shown --------------------------------------------------------------------------------
-
-
-def step_table(figures: dict[str, dict]) -> str:
-    """Markdown: a row a case; ratios are to the plain case, of the same size where it has one."""
-    lines = [
-        "| | trained parameters | ms a step | time | peak MB | memory |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in figures.items():
-        size, colon, flags = name.rpartition(": ")
-        label = f"`{name}`" if flags else f"{name}plain"
-        ms, mb = 1000 * found["seconds"]["median"], found["peak_mb"]
-        time, memory = _ratios(found, figures.get(size + colon))
-        cells = f"{found['trained']:,} | {ms:,.0f} | {time} | {mb:,.0f} | {memory}"
-        lines.append(f"| {label} | {cells} |")
-    return "\n".join(lines)
-
-
-def _ratios(found: dict, plain: dict | None) -> tuple[str, str]:
-    """Time and memory as multiples of the plain case's, "–" without one."""
-    if plain is None:
-        return "–", "–"
-    time = found["seconds"]["median"] / plain["seconds"]["median"]
-    return f"{time:.2f}×", f"{found['peak_mb'] / plain['peak_mb']:.2f}×"
-
-
-def cost(figures: dict[str, dict], flags: str) -> str:
-    """A technique's step against the plain one, in a few words, for a table of techniques."""
-    plain, found = figures[PLAIN], figures[flags]
-    time, memory = _ratios(found, plain)
-    said = f"time {time}, memory {memory}"
-    if found["trained"] == plain["trained"]:
-        return said
-    return f"{said}, trains {found['trained'] / 1e6:.2f} M"
-
-
-def attention_table(figures: dict[str, dict]) -> str:
-    """Markdown: a row a length, a column a kind: milliseconds, and peak MB."""
-    kinds = list(dict.fromkeys(key.split(": ")[0] for key in figures))
-    lengths = list(dict.fromkeys(int(key.split(": ")[1]) for key in figures))
-    lines = [f"| t | {' | '.join(kinds)} |", "|---|" + "---|" * len(kinds)]
-    for t in lengths:
-        cells = []
-        for kind in kinds:
-            found = figures.get(f"{kind}: {t}")
-            cell = "–"
-            if found:
-                cell = f"{1000 * found['seconds']['median']:,.1f} ms, {found['peak_mb']:,.0f} MB"
-            cells.append(cell)
-        lines.append(f"| {t:,} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(figures: dict[str, dict], path) -> None:
-    """Time and memory of each kind of attention by length, both axes logarithmic."""
-    with picture(path, 9, 3.5) as figure:
-        left, right = figure.subplots(1, 2)
-        for kind in dict.fromkeys(key.split(": ")[0] for key in figures):
-            start = f"{kind}: "
-            of_kind = {k.removeprefix(start): f for k, f in figures.items() if k.startswith(start)}
-            lengths, points = list(map(int, of_kind)), of_kind.values()
-            left.loglog(lengths, [f["seconds"]["median"] for f in points], "o-", label=kind)
-            right.loglog(lengths, [f["peak_mb"] for f in points], "o-", label=kind)
-        left.set(xlabel="positions", ylabel="seconds, forward and backward")
-        right.set(xlabel="positions", ylabel="peak memory of the process, MB")
-        left.legend()
 
 
 @command

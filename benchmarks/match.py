@@ -181,8 +181,8 @@ def limit(work: Workload, settings: Settings, times: dict, machine: dict) -> dic
 def start_up(names: list[str], repeats: int) -> dict:
     """Seconds until a program could answer --help."""
 
-    def ask(words: list[str]) -> float:
-        run = partial(subprocess.run, [sys.executable, *words], cwd=ROOT, capture_output=True)
+    def ask(argv: list[str]) -> float:
+        run = partial(subprocess.run, [sys.executable, *argv], cwd=ROOT, capture_output=True)
         return seconds(lambda: run(check=True))
 
     times = alternate({name: partial(ask, START[name]) for name in names}, 2 * repeats + 1)

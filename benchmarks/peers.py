@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks import starter
+from benchmarks import starter, starter_model
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
 from classifier import NUM_LABELS
 from engine import completion
@@ -42,7 +42,7 @@ class Starter(Peer):
             _set_head(model.classifier, self.load.head())
         from transformers import GPT2LMHeadModel
 
-        starter.load_huggingface(
+        starter_model.load_huggingface(
             model.gpt, GPT2LMHeadModel.from_pretrained(self.load.folder).state_dict()
         )
         return model
@@ -131,17 +131,17 @@ class Ours(Peer):
     def build(self):
         self.task = TASKS[self.job.task]
         self.worker = start_worker(self.settings.use_gpu)
-        words = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
-        words += ["--use_gpu"] * self.settings.use_gpu
+        argv = ["--model_size", self.settings.model_size, "--epochs", str(self.job.epochs)]
+        argv += ["--use_gpu"] * self.settings.use_gpu
         if self.precision(self.job, self.settings) == "bfloat16":
-            words += ["--bf16"] + ["--tf32"] * self.settings.use_gpu
-        words += self.more_flags()
+            argv += ["--bf16"] + ["--tf32"] * self.settings.use_gpu
+        argv += self.more_flags()
         sentiment = self.job.task in NUM_LABELS
-        words += ["--fine-tune-mode", self.job.mode] * sentiment
+        argv += ["--fine-tune-mode", self.job.mode] * sentiment
         if self.job.kind == "decode":
-            words += ["--max_new_tokens", str(self.settings.new_tokens)]
-            words += ["--temperature", str(TEMPERATURE), "--top_p", str(TOP_P)]
-        model, self.flags = self.task.start(self.task.get_args(words))
+            argv += ["--max_new_tokens", str(self.settings.new_tokens)]
+            argv += ["--temperature", str(TEMPERATURE), "--top_p", str(TOP_P)]
+        model, self.flags = self.task.start(self.task.get_args(argv))
         if sentiment:
             _set_head(model.sentiment_head, self.load.head())
         return model
@@ -201,10 +201,10 @@ class Ours(Peer):
     def decode(self, rows):
         self.model.tokenizer.eos_token = None
 
-        def counting(model, tokens, mask, **how):
-            found = generate(model, tokens, mask, **how)
-            self.meter.counts["rows"] += sum(map(len, found)) - int(mask.sum())
-            return found
+        def counting(model, tokens, mask, **options):
+            texts = generate(model, tokens, mask, **options)
+            self.meter.counts["rows"] += sum(map(len, texts)) - int(mask.sum())
+            return texts
 
         def work():
             with mock.patch.object(completion, "generate", counting):

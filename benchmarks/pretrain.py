@@ -45,13 +45,13 @@ class Bench:
     def __init__(self, args):
         self.args = args
         self.worker = Worker(torch.device("cuda" if args.use_gpu else "cpu"))
-        words = ["--text", *args.text, "--valid", *args.valid, "--out", "unused"]
-        words += ["--size", args.size]
-        words += ["--block", str(args.block), "--batch_size", str(args.batch_size)]
-        words += ["--steps", str(args.steps), "--eval_every", str(args.steps // args.points)]
-        words += ["--lr", str(args.lr), "--schedule", "constant", "--warmup", "0"]
-        words += ["--weight_decay", "0"]  # torch decays before the step, ours after it
-        self.flags = pretrain.get_args(words)
+        argv = ["--text", *args.text, "--valid", *args.valid, "--out", "unused"]
+        argv += ["--size", args.size]
+        argv += ["--block", str(args.block), "--batch_size", str(args.batch_size)]
+        argv += ["--steps", str(args.steps), "--eval_every", str(args.steps // args.points)]
+        argv += ["--lr", str(args.lr), "--schedule", "constant", "--warmup", "0"]
+        argv += ["--weight_decay", "0"]  # torch decays before the step, ours after it
+        self.flags = pretrain.get_args(argv)
         self.data = prepare_data(self.flags, self.worker)
         shape = pretrain.shape_of(self.flags, len(load_tokenizer(str(self.data))))
         self.flags = self.flags.replace(gpt_config=asdict(shape))

@@ -23,30 +23,24 @@ from engine.errors import InputError, Parser, command
 
 # isort: split
 
-import numpy as np
 import torch
 
 from benchmarks import starter
 from benchmarks.counts import parameters
-from benchmarks.power_law import fit_power_law
 from benchmarks.provenance import add_commit_flag, check_committed
-from benchmarks.report import plain_numbers
+from benchmarks.scaling_curves import PEERS, draw, fits, table
 from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.parallel import has_bf16_units, start_worker
-from engine.plots import picture
 from engine.settings import Settings
 from engine.training import FitOptions, Trainer
 from pretrain import SHAPES
 from programs.tasks import TASKS
 
-PEERS = ("starter", "ours")
 LABELS, DROPOUT, RATE = 5, 0.3, 1e-5
 STEPS = 3
-AXES = {"length": "positions", "batch": "rows", "size": "parameters"}
-FIGURES = {"seconds": "seconds a step", "peak_mb": "peak memory, MB"}
 
 
 # -- one point, in a process of its own -----------------------------------------------------------
@@ -113,18 +107,18 @@ def random_tokens(config: GPT2Config, shape: tuple[int, int]) -> torch.Tensor:
 
 def points(args) -> dict[str, dict]:
     """Name of a point -> its part, its x, the size and the shape (b, t)."""
-    found = {}
+    named = {}
     for peer in args.peers:
         for t in args.lengths:
             shape = (args.rows, t)
-            found[f"{peer}, length {t}"] = {"x": t, "size": args.size, "shape": shape}
+            named[f"{peer}, length {t}"] = {"x": t, "size": args.size, "shape": shape}
         for b in args.batches:
             shape = (b, args.positions)
-            found[f"{peer}, batch {b}"] = {"x": b, "size": args.size, "shape": shape}
+            named[f"{peer}, batch {b}"] = {"x": b, "size": args.size, "shape": shape}
         for size in args.sizes:
             x, shape = parameters(SHAPES[size]), (args.rows, args.positions)
-            found[f"{peer}, size {size}"] = {"x": x, "size": size, "shape": shape}
-    return found
+            named[f"{peer}, size {size}"] = {"x": x, "size": size, "shape": shape}
+    return named
 
 
 def run(args, results: dict, log) -> None:
@@ -142,76 +136,6 @@ def run(args, results: dict, log) -> None:
         results["fits"] = fits(results["points"])
         write_results(Path(args.out), results)
         log(f"{name}: {figures['seconds']:.3g} s, {figures['peak_mb']:,.0f} MB")
-
-
-def series(found: dict[str, dict], peer: str, part: str) -> list[dict]:
-    """The points of a curve, by x."""
-    chosen = [point for name, point in found.items() if name.startswith(f"{peer}, {part} ")]
-    return sorted(chosen, key=lambda point: point["x"])
-
-
-def fits(found: dict[str, dict]) -> dict[str, dict]:
-    """The fitted law of each curve of three points or more."""
-    laws = {}
-    for peer in PEERS:
-        for part in AXES:
-            curve = series(found, peer, part)
-            for figure in FIGURES if len(curve) > 2 else ():
-                xs, ys = [point["x"] for point in curve], [point[figure] for point in curve]
-                laws[f"{peer}, {part}, {figure}"] = fit_power_law(xs, ys)
-    return laws
-
-
-# -- what is shown --------------------------------------------------------------------------------
-
-
-def table(results: dict) -> str:
-    """Markdown: a row a curve with its exponents of time and of memory."""
-    lines = ["| grows with | peer | time ~ | memory ~ |", "|---|---|---|---|"]
-    for part, axis in AXES.items():
-        for peer in PEERS:
-            laws = [results["fits"].get(f"{peer}, {part}, {figure}") for figure in FIGURES]
-            if all(laws):
-                cells = " | ".join(f"{axis}^{law['exponent']:.2f}" for law in laws)
-                lines.append(f"| {part} | {peer} | {cells} |")
-    return "\n".join(lines)
-
-
-def draw(results: dict, path) -> None:
-    """Time above, memory below, a column for what grows; points, and the fitted laws as lines."""
-    with picture(path, 11, 6) as figure:
-        grid = figure.subplots(2, 3, sharex="col")
-        for row, (name, words) in zip(grid, FIGURES.items(), strict=True):
-            row[0].set_ylabel(words)
-            for axes, (part, axis) in zip(row, AXES.items(), strict=True):
-                for peer, color in zip(PEERS, ("tab:gray", "tab:blue"), strict=True):
-                    _curve(axes, results, f"{peer}, {part}, {name}", color)
-                axes.set(xscale="log", yscale="log", xlabel=axis if name == "peak_mb" else "")
-                plain_numbers(axes.yaxis)
-                axes.grid(alpha=0.3)
-                if axes.lines:
-                    xs = axes.lines[0].get_xdata()
-                    axes.set_xticks(xs, [_short(x) for x in xs], minor=False)
-                    axes.minorticks_off()
-                    axes.legend(fontsize=8)
-        figure.suptitle(results["hardware"], fontsize=10)
-
-
-def _short(x: float) -> str:
-    return f"{x / 1e6:,.0f}M" if x >= 1e6 else f"{x:,}"
-
-
-def _curve(axes, results: dict, name: str, color: str) -> None:
-    peer, part, figure = name.split(", ")
-    curve = series(results["points"], peer, part)
-    law = results["fits"].get(name)
-    label = f"{peer}: p = {law['exponent']:.2f}" if law else peer
-    if curve:
-        xs = [point["x"] for point in curve]
-        axes.plot(xs, [point[figure] for point in curve], "o", color=color, label=label)
-    if law:
-        x = np.geomspace(xs[0], xs[-1], 50)
-        axes.plot(x, law["constant"] + law["factor"] * x ** law["exponent"], color=color)
 
 
 def get_args(argv=None):

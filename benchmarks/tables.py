@@ -19,34 +19,37 @@ from engine.files import ROOT, atomic_write
 
 # isort: split
 
-from benchmarks import core, extensions, pretrain, report, scaling
+from benchmarks import core, extension_tables, extensions, pretrain, report, scaling_curves
 from benchmarks.provenance import described
-from studies import pretraining_pays, programs_help, techniques_help
+from studies import pretraining_pays, programs_help, programs_tables, techniques_help
 
 RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
 IN_README = ("sst-8", "paraphrase-64", "head", "sonnets-8", "decode", "step")  # one of each kind
 # page -> a table's name -> the results file that it is made of, and how
 TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
     "README.md": {
-        "core_ratios": ("core", lambda found: report.ratio_table(found, IN_README)),
+        "core_ratios": ("core", lambda results: report.ratio_table(results, IN_README)),
         "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
         "techniques_brief": ("techniques_help", techniques_help.brief),
-        "quantized_brief": ("programs_help", programs_help.quantized_brief),
+        "quantized_brief": ("programs_help", programs_tables.quantized_brief),
     },
     "docs/results.md": {
         "core": ("core", core.table),
         "core_memory": ("core", report.memory_table),
         "core-bf16": ("core-bf16", core.table),
         "core-compiled": ("core-compiled", core.table),
-        "scaling": ("scaling", scaling.table),
+        "scaling": ("scaling", scaling_curves.table),
         "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
         "pretrain": ("pretrain", pretrain.table),
     },
     "extensions/README.md": {
-        "sizes": ("extensions", lambda parts: extensions.step_table(parts["sizes"]["figures"])),
+        "sizes": (
+            "extensions",
+            lambda parts: extension_tables.step_table(parts["sizes"]["figures"]),
+        ),
         "attention": (
             "extensions",
-            lambda parts: extensions.attention_table(parts["attention"]["figures"]),
+            lambda parts: extension_tables.attention_table(parts["attention"]["figures"]),
         ),
         "techniques_help": ("techniques_help", techniques_help.table),
         "programs_help": ("programs_help", programs_help.table),
@@ -77,7 +80,7 @@ def measured_costs() -> dict[str, str]:
     """What each technique costs, as benchmarks/extensions.py measured it."""
     figures = results_of("extensions")["techniques"]["figures"]
     _, *flags = extensions.TECHNIQUES  # the first one is plain fine-tuning
-    return by_technique({flag: extensions.cost(figures, flag) for flag in flags})
+    return by_technique({flag: extension_tables.cost(figures, flag) for flag in flags})
 
 
 def measured_results() -> dict[str, str]:
@@ -113,12 +116,12 @@ def with_cells(text: str, costs: dict[str, str], results: dict[str, str]) -> str
     return re.sub(pattern, row, text, flags=re.MULTILINE)
 
 
-def by_technique(said: dict[str, str]) -> dict[str, str]:
+def by_technique(texts: dict[str, str]) -> dict[str, str]:
     """Name -> what is said of it, variants with their options before: {"lora:rank=4": "0.1"}."""
     cells: dict[str, list[str]] = {}
-    for flags, words in said.items():
+    for flags, text in texts.items():
         name, _, options = flags.partition(":")
-        cells.setdefault(name, []).append(f"`{options}`: {words}" if options else words)
+        cells.setdefault(name, []).append(f"`{options}`: {text}" if options else text)
     return {name: "; ".join(parts) for name, parts in cells.items()}
 
 

@@ -42,10 +42,10 @@ class Collector:
             if len(self.trained) == 2:
                 a = torch.cat([a, torch.ones_like(real)], dim=-1)
             a, g = (a * real).flatten(0, -2), g.flatten(0, -2)
-            found = [a.T @ a, g.T @ g, real.sum()]
+            sums = [a.T @ a, g.T @ g, real.sum()]
         if self.sums is not None:
-            found = [x + y for x, y in zip(self.sums, found, strict=True)]
-        self.sums = found
+            sums = [x + y for x, y in zip(self.sums, sums, strict=True)]
+        self.sums = sums
 
 
 class _Watched(torch.autograd.Function):

@@ -196,7 +196,7 @@ def export_peft(model, folder, base: str) -> None:
 
 def _linears_at(layer, place: str) -> list:
     """Our linears, adapted or not, in one of HuggingFace's modules, in its order."""
-    thirds = {name: third for name, (there, third) in PLACES.items() if there == place}
+    thirds = {name: third for name, (module, third) in PLACES.items() if module == place}
     return [
         getattr(layer if third is None else layer.self_attention, name)
         for name, third in thirds.items()

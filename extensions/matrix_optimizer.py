@@ -82,8 +82,9 @@ def groups(model, covered: dict, rule: str) -> list[dict]:
     """Parameter groups with names: those covered by a rule, and all other trained ones."""
     named = model.named_parameters()
     others = {name: p for name, p in named if p.requires_grad and name not in covered}
-    found = [{"params": list(covered.items()), "rule": rule}]
-    return found + ([{"params": list(others.items()), "rule": "adamw"}] if others else [])
+    by_rule = {"params": list(covered.items()), "rule": rule}
+    by_adamw = {"params": list(others.items()), "rule": "adamw"}
+    return [by_rule, by_adamw] if others else [by_rule]
 
 
 def running_mean(grad, state: dict, beta1: float) -> torch.Tensor:

@@ -44,8 +44,8 @@ class QAT(Extension):
     recordable = True
 
     def __post_init__(self):
-        both = (self.bits, self.activation_bits)
-        if not all(2 <= bits <= 8 or bits >= UNROUNDED for bits in both):
+        widths = (self.bits, self.activation_bits)
+        if not all(2 <= bits <= 8 or bits >= UNROUNDED for bits in widths):
             raise InputError(
                 f"qat: bits={self.bits}, activation_bits={self.activation_bits}: expected 2 to 8, "
                 f"or {UNROUNDED} for no rounding"
@@ -169,10 +169,10 @@ class InputQuantizer(nn.Module):
         return fake_quantize(x, **self.grid())
 
     def _note(self, x) -> None:
-        found = torch.stack([-x.amin(dim=0), x.amax(dim=0)])
+        extremes = torch.stack([-x.amin(dim=0), x.amax(dim=0)])
         if self.noted is None or self.noted.device != x.device:
-            self.noted = torch.full_like(found, -torch.inf)
-        self.noted.copy_(torch.maximum(self.noted, found))  # in place: a recording writes there
+            self.noted = torch.full_like(extremes, -torch.inf)
+        self.noted.copy_(torch.maximum(self.noted, extremes))  # in place: a recording writes there
 
     def taken(self) -> torch.Tensor:
         """The notes since the last time; −∞ where there were no rows."""

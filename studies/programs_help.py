@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,9 +32,10 @@ from engine.errors import Parser, command
 
 from studies import programs_runs as runs
 from studies.programs_runs import ProgramsStudy
-from studies.study import add_study_arguments, mean_and_spread, parse
+from studies.programs_tables import PLAIN, tables
+from studies.study import add_study_arguments, parse
 
-PLAIN, BOTH_ORDERS = "plain", "both orders"
+BOTH_ORDERS = "both orders"
 ROUNDED = {
     PLAIN: runs.UNROUNDED,
     "int8": "quantize --bits 8",
@@ -75,8 +75,8 @@ CHOSEN, BEST = "the best trial itself", "the best trial's flags"
 # -- questions: each gives the calls that answer it ------------------------------------------------
 
 
-def key(question: str, name: str, who: str, seeds: Iterable[int]) -> str:
-    return f"{question}, {name}, {who}, seed {'+'.join(map(str, seeds))}"
+def key(question: str, name: str, contestant: str, seeds: Iterable[int]) -> str:
+    return f"{question}, {name}, {contestant}, seed {'+'.join(map(str, seeds))}"
 
 
 def search(study: ProgramsStudy) -> Iterator[Callable]:
@@ -84,27 +84,27 @@ def search(study: ProgramsStudy) -> Iterator[Callable]:
     first, *others = study.args.seeds
 
     def search_and_train() -> None:
-        found = study.figures(
+        best = study.figures(
             key("search", "sst", CHOSEN, [first]), lambda: runs.searched(study, first)
         )
-        flags = ["--hidden_dropout_prob", str(found["hidden_dropout_prob"])]
+        flags = ["--hidden_dropout_prob", str(best["hidden_dropout_prob"])]
         for seed in others:
-            work = partial(runs.tuned, study, found["lr"], flags, seed=seed)
+            work = partial(runs.tuned, study, best["lr"], flags, seed=seed)
             study.figures(key("search", "sst", BEST, [seed]), work)
 
     yield search_and_train
     for seed in others or [first]:
-        for who, lr in RATES.items():
+        for contestant, lr in RATES.items():
             work = partial(runs.tuned, study, lr, seed=seed)
-            yield partial(study.figures, key("search", "sst", who, [seed]), work)
+            yield partial(study.figures, key("search", "sst", contestant, [seed]), work)
 
 
 def quantize(study: ProgramsStudy) -> Iterator[Callable]:
     for name in ("sst", "sonnet"):
         for seed in study.args.seeds:
-            for who, words in ROUNDED.items():
-                work = partial(runs.rounded, study, name, words, seed=seed)
-                yield partial(study.figures, key("quantize", name, who, [seed]), work)
+            for contestant, flags in ROUNDED.items():
+                work = partial(runs.rounded, study, name, flags, seed=seed)
+                yield partial(study.figures, key("quantize", name, contestant, [seed]), work)
 
 
 def ensemble(study: ProgramsStudy) -> Iterator[Callable]:
@@ -114,8 +114,8 @@ def ensemble(study: ProgramsStudy) -> Iterator[Callable]:
                 for order in orders:
                     flags = ["--both_orders"] if order else []
                     work = partial(runs.together, study, name, seeds, flags)
-                    who = ensemble_name(count, order)
-                    yield partial(study.figures, key("ensemble", name, who, seeds), work)
+                    contestant = ensemble_name(count, order)
+                    yield partial(study.figures, key("ensemble", name, contestant, seeds), work)
 
 
 def ensemble_name(count: int, order: str) -> str:
@@ -126,26 +126,26 @@ def ensemble_name(count: int, order: str) -> str:
 def augment(study: ProgramsStudy) -> Iterator[Callable]:
     for name, contestants in AUGMENTED.items():
         for seed in study.args.seeds:
-            for who, (words, epochs) in contestants.items():
-                if (name, who) == ("paraphrase", PLAIN):
+            for contestant, (flags, epochs) in contestants.items():
+                if (name, contestant) == ("paraphrase", PLAIN):
                     work = partial(runs.as_trained, study, name, seed=seed)
                 else:
-                    work = partial(runs.augmented, study, name, words, epochs=epochs, seed=seed)
-                yield partial(study.figures, key("augment", name, who, [seed]), work)
+                    work = partial(runs.augmented, study, name, flags, epochs=epochs, seed=seed)
+                yield partial(study.figures, key("augment", name, contestant, [seed]), work)
 
 
 def dpo(study: ProgramsStudy) -> Iterator[Callable]:
     for seed in study.args.seeds:
-        for who, words in PREFERRING.items():
-            work = partial(runs.preferring, study, words, seed=seed)
-            yield partial(study.figures, key("dpo", "sonnet", who, [seed]), work)
+        for contestant, flags in PREFERRING.items():
+            work = partial(runs.preferring, study, flags, seed=seed)
+            yield partial(study.figures, key("dpo", "sonnet", contestant, [seed]), work)
 
 
 def decoding(study: ProgramsStudy) -> Iterator[Callable]:
     for seed in study.args.seeds:
-        for who, strategy in DECODED.items():
+        for contestant, strategy in DECODED.items():
             work = partial(runs.decoded, study, strategy, seed=seed)
-            yield partial(study.figures, key("decoding", "sonnet", who, [seed]), work)
+            yield partial(study.figures, key("decoding", "sonnet", contestant, [seed]), work)
 
 
 @dataclass(frozen=True)
@@ -179,76 +179,9 @@ def run(study: ProgramsStudy) -> None:
     study.side_by_side(call for question in asked for call in question.calls(study))
 
 
-# -- the table -------------------------------------------------------------------------------------
-
-FORMATS = {
-    "dev_acc": ".3f",
-    "dev_perplexity": ".1f",
-    "chrf": ".1f",
-    "lines_14_share": ".2f",
-    "distinct_2": ".3f",
-    "megabytes": ".1f",
-    "speed": ".2f",
-    "lr": ".1e",
-    "hidden_dropout_prob": ".2f",
-}
-COMPARED = list(FORMATS)[:5]  # with plain
-
-
 def table(results: dict) -> str:
     """Markdown, a table for each question and task; differences to plain are seed by seed."""
-    figures = by_place(results["runs"])
-    places = sorted(figures, key=lambda place: list(QUESTIONS).index(place[0]))
-    return "\n\n".join(_one_table(*place, figures[place]) for place in places)
-
-
-def by_place(runs: dict[str, float]) -> dict[tuple[str, str], dict]:
-    """(question, task) -> contestant -> metric -> seeds -> figure."""
-    places: dict[tuple[str, str], dict] = {}
-    for text, value in runs.items():
-        question, name, who, seeds, metric = text.split(", ")
-        figures = places.setdefault((question, name), {}).setdefault(who, {}).setdefault(metric, {})
-        figures[seeds.removeprefix("seed ")] = value
-    return places
-
-
-def quantized_brief(results: dict) -> str:
-    """Markdown: dev perplexity and size of the sonnets' checkpoint, a column a kind of integers."""
-    contestants = by_place(results["runs"])["quantize", "sonnet"]
-    lines = [f"| | {' | '.join(contestants)} |", "|---" * (len(contestants) + 1) + "|"]
-    for metric in ("dev_perplexity", "megabytes"):
-        values = [list(figures[metric].values()) for figures in contestants.values()]
-        cells = [f"{mean(each):.1f}" for each in values]
-        lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _one_table(question: str, name: str, found: dict[str, dict]) -> str:
-    metrics = [metric for metric in FORMATS if any(metric in figures for figures in found.values())]
-    columns = [f"{question}: {name}"]
-    for metric in metrics:
-        columns += [metric.replace("_", " "), *["against plain"] * (metric in COMPARED)]
-    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    order = list(QUESTIONS[question].order)
-    for who in sorted(found, key=lambda who: order.index(who) if who in order else len(order)):
-        cells = [who]
-        for metric in metrics:
-            values, plain = found[who].get(metric, {}), found.get(PLAIN, {}).get(metric, {})
-            cells.append(mean_and_spread(list(values.values()), FORMATS[metric]) if values else "–")
-            if metric in COMPARED:
-                cells.append("–" if who == PLAIN else _against(values, plain, FORMATS[metric]))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _against(values: dict[str, float], plain: dict[str, float], how: str) -> str:
-    """Differences to plain, for several seeds together to the mean of each one's plain figure."""
-    differences = []
-    for seeds, value in values.items():
-        if not set(seeds.split("+")) <= plain.keys():
-            return "–"
-        differences.append(value - mean(plain[seed] for seed in seeds.split("+")))
-    return mean_and_spread(differences, how, "+") if differences else "–"
+    return tables(results["runs"], {name: list(each.order) for name, each in QUESTIONS.items()})
 
 
 @command

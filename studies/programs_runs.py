@@ -43,8 +43,9 @@ class ProgramsStudy(Study):
         """The flags with other data, whose number of rows is decided already."""
         return Namespace(**vars(self.args) | {"data_dir": str(self.root / data), "limit": None})
 
-    def extension(self, name: str, *words) -> None:
-        start(self.args, ["-m", f"programs.{name}", *words])
+    def program(self, name: str, *argv) -> None:
+        """Run one of programs/."""
+        start(self.args, ["-m", f"programs.{name}", *argv])
 
     @property
     def gpu(self) -> list[str]:
@@ -91,7 +92,7 @@ def rounded(
     with scratch() as folder:
         out = folder / "integers.safetensors"
         flags += ["--checkpoint", path, "--out", out, "--data_dir", study.root / WHOLE]
-        study.extension(program, *flags, "--batch_size", 32, *study.gpu)
+        study.program(program, *flags, "--batch_size", 32, *study.gpu)
         report = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
     before, after, metric = report["before"], report["after"], metric_of(name)
     return {
@@ -103,12 +104,12 @@ def rounded(
 
 def together(study: ProgramsStudy, name: str, seeds, flags=()) -> dict[str, float]:
     """Dev accuracy of the mean of several seeds' logits."""
-    words = ["--task", name, "--dev_only", "--data_dir", study.root / WHOLE, *flags]
+    argv = ["--task", name, "--dev_only", "--data_dir", study.root / WHOLE, *flags]
     for seed in seeds:
-        words += ["--checkpoint", checkpoint(study, name, seed)]
+        argv += ["--checkpoint", checkpoint(study, name, seed)]
     with scratch() as folder:
         out = folder / "dev.csv"
-        study.extension("ensemble", *words, "--dev_out", out, "--runs_dir", study.root, *study.gpu)
+        study.program("ensemble", *argv, "--dev_out", out, "--runs_dir", study.root, *study.gpu)
         return {"dev_acc": accuracy(out, dev_values(study, name))}
 
 
@@ -124,8 +125,8 @@ def dev_values(study: ProgramsStudy, name: str) -> dict[str, str]:
 
 def accuracy(path: Path, expected: dict[str, str]) -> float:
     _, *lines = path.read_text(encoding="utf-8").splitlines()
-    said = dict(line.replace(" ", "").split(",") for line in lines)
-    return sum(said[sent_id] == value for sent_id, value in expected.items()) / len(expected)
+    predicted = dict(line.replace(" ", "").split(",") for line in lines)
+    return sum(predicted[sent_id] == value for sent_id, value in expected.items()) / len(expected)
 
 
 def as_trained(study: ProgramsStudy, name: str, *, seed: int) -> dict[str, float]:
@@ -140,7 +141,7 @@ def augmented(study: ProgramsStudy, name: str, words: str, *, epochs: int, seed:
         data = folder / "data" if words else source
         if words:
             flags = [*words.split(), "--seed", seed, "--data_dir", source, "--out_dir", data]
-            study.extension("augment", "--task", name, *flags)
+            study.program("augment", "--task", name, *flags)
         run = train(study.on(data), name, model_flags(epochs), folder, seed=seed, lr=RATE)
         return {"dev_acc": history(run)[-1]["dev_acc"]}
 
@@ -166,7 +167,7 @@ def preferring(study: ProgramsStudy, words: str, *, seed: int) -> dict[str, floa
         if words:
             flags = [*words.split(), "--checkpoint", path, "--data_dir", study.root / SMALL]
             flags += ["--seed", seed, "--runs_dir", folder, *SCHEDULE]
-            study.extension("dpo", *flags, *study.bf16, *study.gpu)
+            study.program("dpo", *flags, *study.bf16, *study.gpu)
             [path] = folder.glob("*/best.safetensors")
         perplexity = rounded(study, "sonnet", UNROUNDED, path=path)["dev_perplexity"]
         flags = ["--checkpoint", path, "--seed", seed, *data, *outputs(folder), *study.gpu]
@@ -178,7 +179,7 @@ def decoded(study: ProgramsStudy, strategy: str, *, seed: int) -> dict[str, floa
     flags = ["--checkpoint", checkpoint(study, "sonnet", seed), "--strategy", strategy]
     with scratch() as folder:
         flags += ["--seed", seed, "--data_dir", study.root / WHOLE, *outputs(folder)]
-        study.extension("decoding", *flags, *study.gpu)
+        study.program("decoding", *flags, *study.gpu)
         return written(study, folder / "dev.txt")
 
 
@@ -191,13 +192,13 @@ def searched(study: ProgramsStudy, seed: int) -> dict[str, float]:
     program = [*argv_of("sst"), *own, *study.bf16, *study.gpu]
     flags = ["--trials", TRIALS, "--space", *(f"{name}={text}" for name, text in SPACE.items())]
     flags += ["--study", f"sst-{seed}", "--seed", seed, "--runs_dir", study.root]
-    study.extension("search", *flags, "--", *program)
-    found = []
+    study.program("search", *flags, "--", *program)
+    trials = []
     for path in (study.root / "search" / f"sst-{seed}").glob("trial-*/*/metrics.jsonl"):
         settings = json.loads(path.with_name("config.json").read_text(encoding="utf-8"))
         best = max(record["dev_acc"] for record in history(path.parent))
-        found.append({"dev_acc": best, **{name: settings[name] for name in SPACE}})
-    return max(found, key=lambda trial: trial["dev_acc"])
+        trials.append({"dev_acc": best, **{name: settings[name] for name in SPACE}})
+    return max(trials, key=lambda trial: trial["dev_acc"])
 
 
 def tuned(study: ProgramsStudy, lr: float, flags=(), *, seed: int) -> dict[str, float]:

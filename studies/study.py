@@ -30,10 +30,10 @@ from programs.tasks import TASKS
 SCHEDULE = ["--schedule", "linear", "--warmup", "0.1", "--clip", "1"]
 
 
-def mean_and_spread(values: list[float], how: str, sign: str = "") -> str:
+def mean_and_spread(values: list[float], spec: str, sign: str = "") -> str:
     """Mean ± standard deviation, both in a format such as ".3f"; sign: the mean's, "+" or ""."""
-    spread = f" ± {statistics.stdev(values):{how}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{sign}{how}}{spread}"
+    spread = f" ± {statistics.stdev(values):{spec}}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}{spec}}{spread}"
 
 
 RUNS = {  # the tasks' flags that give each run a few minutes on two cores
@@ -77,19 +77,19 @@ def fine_tune(args, name: str, flags_of: Callable, *, seed: int, lr: float) -> f
 
 def train(args, name: str, flags: list[str], folder, *, seed: int, lr: float) -> Path:
     """Run a task's program; the folder of its run, below `folder`."""
-    words = [*argv_of(name), *flags, "--data_dir", args.data_dir]
-    words += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", str(folder), *SCHEDULE]
-    words += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
-    start(args, words + _output_flags(name, folder))
+    argv = [*argv_of(name), *flags, "--data_dir", args.data_dir]
+    argv += ["--seed", str(seed), "--lr", str(lr), "--runs_dir", str(folder), *SCHEDULE]
+    argv += ["--bf16"] * args.bf16 + ["--use_gpu"] * args.use_gpu
+    start(args, argv + _output_flags(name, folder))
     [path] = Path(folder).glob("*/metrics.jsonl")
     return path.parent
 
 
-def start(args, words: list) -> None:
+def start(args, argv: list) -> None:
     """Run a Python program, with its share of the cores."""
     share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
-    words, env = [sys.executable, *map(str, words)], os.environ | share
-    subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
+    argv, env = [sys.executable, *map(str, argv)], os.environ | share
+    subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
 
 
 def history(run: Path) -> list[dict]:
@@ -129,26 +129,26 @@ class Study:
     def figures(self, key: str, work: Callable[[], dict]) -> dict[str, float]:
         """Those of one run, by name, each kept as "KEY, NAME"."""
         start, runs = f"{key}, ", self.results["runs"].copy()
-        found = {k.removeprefix(start): v for k, v in runs.items() if k.startswith(start)}
-        if not found:
-            found = work()
-            self._keep({start + name: value for name, value in found.items()})
-        said = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
-        print(f"{key}: {said}", flush=True)
-        return found
+        figures = {k.removeprefix(start): v for k, v in runs.items() if k.startswith(start)}
+        if not figures:
+            figures = work()
+            self._keep({start + name: value for name, value in figures.items()})
+        text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        print(f"{key}: {text}", flush=True)
+        return figures
 
-    def _keep(self, found: dict[str, float]) -> None:
+    def _keep(self, figures: dict[str, float]) -> None:
         with self.lock:
-            self.results["runs"] |= found
+            self.results["runs"] |= figures
             self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
             self.results["jobs"] = self.args.jobs
             write_results(self.path, self.results)
 
-    def contest(self, name: str, who: str, flags_of: Callable, lrs=()) -> None:
+    def contest(self, name: str, contestant: str, flags_of: Callable, lrs=()) -> None:
         """All rates with the first seed, the better one with the others; --lrs goes before lrs."""
 
         def run(seed: int, lr: float) -> float:
-            key = f"{name}, {who}, lr {lr:g}, seed {seed}"
+            key = f"{name}, {contestant}, lr {lr:g}, seed {seed}"
             return self.figure(key, lambda: fine_tune(self.args, name, flags_of, seed=seed, lr=lr))
 
         first, *others = self.args.seeds
@@ -167,12 +167,12 @@ class Study:
                 pool.shutdown(cancel_futures=True)
 
 
-def scores(runs: dict[str, float], name: str, who: str) -> tuple[str, list[float]]:
+def scores(runs: dict[str, float], name: str, contestant: str) -> tuple[str, list[float]]:
     """The learning rate that was kept, and its figures, one a seed; ("", []) if nothing was run."""
     by_rate: dict[str, list[float]] = {}
     for key, value in runs.items():
-        task, contestant, *rest = key.split(", ")
-        if (task, contestant) == (name, who):
+        task, label, *rest = key.split(", ")
+        if (task, label) == (name, contestant):
             by_rate.setdefault(rest[0] if rest else "", []).append(value)
     if not by_rate:
         return "", []

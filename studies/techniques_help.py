@@ -54,20 +54,24 @@ WITH_HIGHER = ("lora", "reft", "prefix", "muon")  # few weights, or updates of a
 EPOCHS = {"sst": 2}  # in place of the study's own number
 
 
-def flags_of(name: str, who: str, seed: int, folder: str) -> list[str]:
-    flags = ["--model_size", "gpt2-mini", *([] if who == PLAIN else ["--extension", who])]
+def flags_of(name: str, contestant: str, seed: int, folder: str) -> list[str]:
+    flags = ["--model_size", "gpt2-mini"]
+    flags += [] if contestant == PLAIN else ["--extension", contestant]
     return flags + (["--epochs", str(EPOCHS[name])] if name in EPOCHS else [])
 
 
-def rates_of(who: str) -> tuple[float, ...]:
-    return HIGHER if who.partition(":")[0] in WITH_HIGHER else RATES
+def rates_of(contestant: str) -> tuple[float, ...]:
+    return HIGHER if contestant.partition(":")[0] in WITH_HIGHER else RATES
 
 
 def run(study: Study) -> None:
+    def contest(name: str, contestant: str) -> None:
+        study.contest(name, contestant, partial(flags_of, name, contestant), rates_of(contestant))
+
     study.side_by_side(
-        partial(study.contest, name, who, partial(flags_of, name, who), rates_of(who))
+        partial(contest, name, contestant)
         for name in study.args.tasks
-        for who in CONTESTANTS
+        for contestant in CONTESTANTS
     )
 
 
@@ -77,9 +81,10 @@ def table(results: dict) -> str:
     names = [name for name in RUNS if scores(runs, name, PLAIN)[1]]
     columns = [f"{name}, {metric_of(name).replace('_', ' ')} | against plain" for name in names]
     lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|---|" * len(names)]
-    for who in CONTESTANTS:
-        cells = [_cells(runs, name, who) for name in names]
-        lines.append(f"| {who if who == PLAIN else f'`{who}`'} | {' | '.join(cells)} |")
+    for contestant in CONTESTANTS:
+        cells = [_cells(runs, name, contestant) for name in names]
+        label = contestant if contestant == PLAIN else f"`{contestant}`"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -92,35 +97,35 @@ def brief(results: dict) -> str:
     runs = results["runs"]
     _, plain = scores(runs, "sst", PLAIN)
     groups: dict[str, list[str]] = {"better": [], "no clear difference": [], "worse": []}
-    for who in CONTESTANTS[1:]:
-        added = differences(runs, "sst", who)
+    for contestant in CONTESTANTS[1:]:
+        added = differences(runs, "sst", contestant)
         if len(added) > 1:
             clear = abs(mean(added)) > max(stdev(added), stdev(plain))
             name = ("better" if mean(added) > 0 else "worse") if clear else "no clear difference"
-            groups[name].append(f"`{who}` {mean(added):+.3f}")
+            groups[name].append(f"`{contestant}` {mean(added):+.3f}")
     cells = [", ".join(group) or "–" for group in groups.values()]
     return f"| {' | '.join(groups)} |\n|---|---|---|\n| {' | '.join(cells)} |"
 
 
-def differences(runs: dict[str, float], name: str, who: str) -> list[float]:
+def differences(runs: dict[str, float], name: str, contestant: str) -> list[float]:
     """What a technique adds to plain, seed by seed; [] if it was not run with the same seeds."""
-    (_, values), (_, plain) = scores(runs, name, who), scores(runs, name, PLAIN)
+    (_, values), (_, plain) = scores(runs, name, contestant), scores(runs, name, PLAIN)
     if len(values) != len(plain):
         return []
     return [a - b for a, b in zip(values, plain, strict=True)]
 
 
-def difference(runs: dict[str, float], name: str, who: str) -> str:
+def difference(runs: dict[str, float], name: str, contestant: str) -> str:
     """Mean ± standard deviation of what a technique adds to plain, seed by seed; "–" if unknown."""
-    added = differences(runs, name, who)
+    added = differences(runs, name, contestant)
     return mean_and_spread(added, ".3f", "+") if added else "–"
 
 
-def _cells(runs: dict[str, float], name: str, who: str) -> str:
-    rate, values = scores(runs, name, who)
+def _cells(runs: dict[str, float], name: str, contestant: str) -> str:
+    rate, values = scores(runs, name, contestant)
     if not values:
         return "– | –"
-    added = "–" if who == PLAIN else difference(runs, name, who)
+    added = "–" if contestant == PLAIN else difference(runs, name, contestant)
     return f"{shown(name, values)} ({rate}) | {added}"
 
 

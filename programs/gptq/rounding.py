@@ -101,11 +101,11 @@ def row_errors(weight, rounded: Rounded, hessian) -> torch.Tensor:
 
 def best_rows(weight, hessian, grid: Grid, options: Options) -> tuple[Rounded, dict]:
     """(integers, summed errors): each row by algorithm 1, or to the nearest if that is better."""
-    found = gptq(weight, hessian, grid, options)
+    by_gptq = gptq(weight, hessian, grid, options)
     nearest = round_to_nearest(weight, grid)
-    errors = [row_errors(weight, each, hessian) for each in (found, nearest)]
+    errors = [row_errors(weight, each, hessian) for each in (by_gptq, nearest)]
     worse = (errors[0] > errors[1])[:, None]
-    integers = torch.where(worse, nearest.integers, found.integers)
-    chosen = Rounded(integers, torch.where(worse, nearest.scale, found.scale))
+    integers = torch.where(worse, nearest.integers, by_gptq.integers)
+    chosen = Rounded(integers, torch.where(worse, nearest.scale, by_gptq.scale))
     sums = {"gptq": float(torch.minimum(*errors).sum()), "nearest": float(errors[1].sum())}
     return chosen, sums

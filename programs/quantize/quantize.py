@@ -81,8 +81,8 @@ def quantize(args, job: Job, method) -> None:
     print(f"{args.out} is {smaller:.2f} times smaller; the figures are in {args.report}")
     use(args, job)
     if not args.predict:
-        words = " ".join(["--quantized", args.out, "--predict", *args.rest])
-        print(f"next: python -m programs.quantize {words}")
+        flags = " ".join(["--quantized", args.out, "--predict", *args.rest])
+        print(f"next: python -m programs.quantize {flags}")
 
 
 def use(args, job: Job) -> None:

@@ -135,19 +135,19 @@ def system_rows(systems: dict[str, np.ndarray]) -> list[list[str]]:
     return rows
 
 
-def comparison_rows(found: Comparison, names: list[str], samples: int) -> list[list[str]]:
+def comparison_rows(result: Comparison, names: list[str], samples: int) -> list[list[str]]:
     a, b = names
 
     def interval(low_high):
         return "from {:+.4f} to {:+.4f}".format(*low_high)
 
-    rows = [[f"{a} against {b}", ""], ["difference of accuracy", f"{found.difference:+.4f}"]]
-    rows += [["95 % interval, rows drawn anew", interval(found.interval)]]
-    rows += [[f"share of {samples:,} draws in which {a} is better", f"{found.better:.3f}"]]
-    if found.interval_runs:
-        rows += [["95 % interval, rows and runs drawn anew", interval(found.interval_runs)]]
-        rows += [[f"P({a} > {b}) over pairs of runs", f"{found.outperforms:.2f}"]]
-    for i, test in enumerate(found.tests, start=1):
+    rows = [[f"{a} against {b}", ""], ["difference of accuracy", f"{result.difference:+.4f}"]]
+    rows += [["95 % interval, rows drawn anew", interval(result.interval)]]
+    rows += [[f"share of {samples:,} draws in which {a} is better", f"{result.better:.3f}"]]
+    if result.interval_runs:
+        rows += [["95 % interval, rows and runs drawn anew", interval(result.interval_runs)]]
+        rows += [[f"P({a} > {b}) over pairs of runs", f"{result.outperforms:.2f}"]]
+    for i, test in enumerate(result.tests, start=1):
         counts = f"only {a} {test['only_a']}, only {b} {test['only_b']}"
         rows += [[f"McNemar, run {i}: right in {counts}", f"p = {test['p']:.2g}"]]
     return rows
@@ -173,25 +173,25 @@ def spans_0(interval: list[float]) -> bool:
     return low <= 0 <= high
 
 
-def verdict(found: Comparison, names: list[str], n: int) -> str:
+def verdict(result: Comparison, names: list[str], n: int) -> str:
     """What the figures say, and what to do next."""
-    a, b = names if found.difference >= 0 else names[::-1]
-    if abs(found.difference) < 1e-12:
+    a, b = names if result.difference >= 0 else names[::-1]
+    if abs(result.difference) < 1e-12:
         return f"{a} and {b} are equally good on these {n:,} rows"
-    if spans_0(found.interval):
-        needed = math.ceil(n * (1.96 * found.error / found.difference) ** 2)
+    if spans_0(result.interval):
+        needed = math.ceil(n * (1.96 * result.error / result.difference) ** 2)
         return (
             f"not shown that {a} is better than {b}: 0 lies in the rows' interval; next: for a "
             f"difference as large as this one about {needed:,} rows are needed, here are {n:,}"
         )
-    if found.interval_runs and spans_0(found.interval_runs):
+    if result.interval_runs and spans_0(result.interval_runs):
         return (
             f"{a} is better than {b} in these runs, but others may differ: 0 lies in the runs' "
             f"interval; next: more seeds, files for --a and --b"
         )
-    if found.outperforms is None:
+    if result.outperforms is None:
         return f"{a} is better than {b} in these two runs; next: more seeds, files for --a and --b"
-    share = found.outperforms if found.difference > 0 else 1 - found.outperforms
+    share = result.outperforms if result.difference > 0 else 1 - result.outperforms
     often = "often" if share >= OUTPERFORMS else f"less often than in {OUTPERFORMS:.0%} of pairs"
     return f"{a} is better than {b}, beyond the chance of rows and runs, and {often}"
 
@@ -220,7 +220,7 @@ def main():
     column = read_predictions(args.a[0]).column
     gold = read_gold(args.gold, column)
     a, b = (read_runs(paths, gold, args.gold, column) for paths in (args.a, args.b))
-    found = compare(a, b, samples=args.samples, seed=args.seed)
+    result = compare(a, b, samples=args.samples, seed=args.seed)
     print(table(system_rows(dict(zip(args.names, (a, b), strict=True))), args.format), end="\n\n")
-    print(table(comparison_rows(found, args.names, args.samples), args.format), end="\n\n")
-    print(verdict(found, args.names, len(gold)))
+    print(table(comparison_rows(result, args.names, args.samples), args.format), end="\n\n")
+    print(verdict(result, args.names, len(gold)))

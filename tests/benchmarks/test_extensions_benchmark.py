@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 
 import pretrain
+from benchmarks import extension_tables, tables
 from benchmarks import extensions as benchmark
-from benchmarks import tables
 from config import GPT2Config
 from engine.extension import techniques
 from engine.files import ROOT
@@ -37,7 +37,7 @@ def cells() -> dict[str, tuple[str, str]]:
 
 
 def test_every_technique_is_measured_or_the_page_says_that_it_is_not():
-    measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES} - {benchmark.PLAIN}
+    measured = {flags.split(":")[0] for flags in benchmark.TECHNIQUES} - {extension_tables.PLAIN}
     assert measured <= TECHNIQUES and len(measured) > 15
     assert {cells()[name][0] for name in TECHNIQUES - measured} <= {tables.NOT_YET}
 
@@ -76,10 +76,10 @@ def test_rounds_alternate_and_give_medians(capsys):
     assert found["lora"]["seconds"] == {"median": 2.0, "min": 2.0, "max": 2.0}
     order = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert order == ["plain", "lora"] * 3
-    assert benchmark.cost(found, "lora") == "time 2.00×, memory 1.00×"
+    assert extension_tables.cost(found, "lora") == "time 2.00×, memory 1.00×"
     fewer = found | {"lora": found["lora"] | {"trained": 500_000}}
-    assert benchmark.cost(fewer, "lora") == "time 2.00×, memory 1.00×, trains 0.50 M"
-    table = benchmark.step_table(found)
+    assert extension_tables.cost(fewer, "lora") == "time 2.00×, memory 1.00×, trains 0.50 M"
+    table = extension_tables.step_table(found)
     assert "| plain | 1,000 | 1,000 | 1.00× | 10 | 1.00× |" in table
     assert "| `lora` | 1,000 | 2,000 | 2.00× | 10 | 1.00× |" in table
 
@@ -89,7 +89,7 @@ def test_sizes_are_compared_with_their_own_plain_run():
     for name, at in (("a: ", 1.0), ("a: lora", 0.5), ("b: ", 4.0), ("b: lora", 3.0)):
         figures[name] = fake(name, at) | {"seconds": {"median": at, "min": at, "max": at}}
     figures["c: lora"] = figures["b: lora"]
-    table = benchmark.step_table(figures)
+    table = extension_tables.step_table(figures)
     assert "| `c: lora` | 1,000 | 3,000 | – | 10 | – |" in table
     assert "| `a: lora` | 1,000 | 500 | 0.50× |" in table
     assert "| `b: lora` | 1,000 | 3,000 | 0.75× |" in table
@@ -102,8 +102,8 @@ def test_the_picture_and_table_of_attentions(tmp_path):
         for t in (256, 512)
         if (kind, t) != ("dense", 512)
     }
-    assert "| 512 | – | 0.5 ms, 51 MB |" in benchmark.attention_table(figures)
-    benchmark.draw(figures, tmp_path / "a.png")
+    assert "| 512 | – | 0.5 ms, 51 MB |" in extension_tables.attention_table(figures)
+    extension_tables.draw(figures, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     json.dumps(figures)
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import scaling
+from benchmarks import scaling, scaling_curves
 from config import GPT2Config
 from engine.errors import InputError
 
@@ -47,7 +47,7 @@ def run(args) -> dict:
 
 def test_the_exponents_are_those_of_the_law(made_up, tmp_path):
     fits = run(arguments(tmp_path))["fits"]
-    for figure in scaling.FIGURES:
+    for figure in scaling_curves.FIGURES:
         assert fits[f"starter, length, {figure}"]["exponent"] == pytest.approx(2, abs=0.02)
         assert fits[f"ours, length, {figure}"]["exponent"] == pytest.approx(1, abs=0.02)
         assert fits[f"ours, batch, {figure}"]["exponent"] == pytest.approx(1, abs=0.02)
@@ -83,8 +83,8 @@ def test_a_point_beyond_the_memory_is_left_out(monkeypatch, tmp_path):
 
 def test_the_table_and_the_picture(made_up, tmp_path):
     results = run(arguments(tmp_path))
-    assert "| length | ours | positions^1.00 | positions^1.00 |" in scaling.table(results)
-    scaling.draw(results, tmp_path / "s.png")
+    assert "| length | ours | positions^1.00 | positions^1.00 |" in scaling_curves.table(results)
+    scaling_curves.draw(results, tmp_path / "s.png")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -114,7 +114,7 @@ def spying(place: str, models: list):
     return make
 
 
-@pytest.mark.parametrize("peer", scaling.PEERS)
+@pytest.mark.parametrize("peer", scaling_curves.PEERS)
 def test_a_point_s_figures(tiny, peer):
     found = scaling.measure(peer, "tiny", (2, 8), False, False)
     assert found["seconds"] > 0 and found["peak_mb"] > 50

@@ -9,7 +9,7 @@ import tokenizers
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
-from benchmarks import starter
+from benchmarks import starter, starter_model
 
 torch.set_num_threads(1)
 
@@ -57,7 +57,9 @@ def huggingface(model_class):
 @pytest.mark.parametrize("model_class", [GPT2Model, GPT2LMHeadModel])
 def test_hidden_states_equal_huggingface_at_real_positions(model_class):
     theirs = huggingface(model_class)
-    ours = starter.load_huggingface(starter.StarterGPT2(CONFIG), theirs.state_dict()).eval()
+    ours = starter_model.load_huggingface(
+        starter_model.StarterGPT2(CONFIG), theirs.state_dict()
+    ).eval()
     token_ids = torch.randint(0, 320, (3, 11))
     mask = (torch.arange(11) < torch.tensor([[11], [7], [1]])).long()
     with torch.no_grad():
@@ -160,7 +162,7 @@ def test_paraphrase_and_sonnet_training_lower_the_loss(tokenizer):
 def test_generation_at_a_tiny_temperature_is_huggingface_greedy(tokenizer):
     theirs = huggingface(GPT2LMHeadModel)
     model = starter.StarterSonnetGPT(CONFIG)
-    starter.load_huggingface(model.gpt, theirs.state_dict())
+    starter_model.load_huggingface(model.gpt, theirs.state_dict())
     prompt = tokenizer("a warm", return_tensors="pt")
     expected = theirs.generate(
         **prompt, do_sample=False, max_new_tokens=20, eos_token_id=None, pad_token_id=0

@@ -1,6 +1,6 @@
 """The README's short tables say what the studies' figures say."""
 
-from studies import programs_help, techniques_help
+from studies import programs_tables, techniques_help
 from studies.techniques_help import PLAIN
 
 
@@ -34,7 +34,7 @@ def test_a_kind_of_integers_is_a_column_of_means_over_seeds():
         for metric, value in (("dev_perplexity", base), ("megabytes", 2 * base))
         for seed in (1, 2)
     }
-    assert programs_help.quantized_brief({"runs": runs}).splitlines() == [
+    assert programs_tables.quantized_brief({"runs": runs}).splitlines() == [
         "| | plain | int8 |",
         "|---|---|---|",
         "| dev perplexity | 11.5 | 21.5 |",
