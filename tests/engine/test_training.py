@@ -204,9 +204,11 @@ def test_adamw_gets_the_trainable_parameters_the_rate_and_the_decay():
     options = FitOptions(epochs=1, lr=0.3, metric="dev", weight_decay=0.2)
     optimizer = make_optimizer(model, options, [Extension()])
     assert isinstance(optimizer, AdamW)
-    [group] = optimizer.param_groups
-    assert (group["lr"], group["weight_decay"]) == (0.3, 0.2)
-    assert [id(p) for p in group["params"]] == [id(p) for p in model.head.parameters()]
+    weights, biases = optimizer.param_groups
+    assert (weights["lr"], weights["weight_decay"]) == (0.3, 0.2)
+    assert (biases["lr"], biases["weight_decay"]) == (0.3, 0.0)
+    trained = [*weights["params"], *biases["params"]]
+    assert [id(p) for p in trained] == [id(p) for p in model.head.parameters()]
 
 
 # -- what a run reports ------------------------------------------------------------------------
