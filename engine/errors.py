@@ -1,6 +1,7 @@
 """How programs end: errors for people in one line, Ctrl-C, flags, packages that are missing."""
 
 import argparse
+import contextlib
 import difflib
 import functools
 import importlib
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 NOT_BEGUN = "interrupted: nothing was begun"
 EXCERPT = 300  # characters that a message shows of a file's content, or of a library's message
@@ -25,6 +26,14 @@ class InputError(Exception):
     The message is for the person at the keyboard, on one line: which file and line, what was
     found, what was expected, what to do. Programs print it and exit with code 2 (`command`).
     """
+
+
+class Stopped(BaseException):
+    """SIGTERM or SIGHUP: a cluster wants its machine back, or a terminal was closed."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 def some(names: list[str], shown: int = 5) -> str:
@@ -105,7 +114,8 @@ def command(main):
         if _interrupt.came:
             leave(NOT_BEGUN, 130)
         try:
-            return main(*args, **kwargs)
+            with stop_signals(_stop):
+                return main(*args, **kwargs)
         except InputError as error:
             message = str(error)
         except OSError as error:
@@ -117,9 +127,44 @@ def command(main):
             message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
             leave("interrupted: what was saved is whole; a run goes on by --resume", 130)
+        except Stopped as stopped:
+            name = signal.Signals(stopped.number).name
+            message = f"stopped by {name}: what was saved is whole; a run goes on by --resume"
+            leave(message, 128 + stopped.number)
         leave(f"error: {message}", 2)
 
     return run
+
+
+@contextlib.contextmanager
+def stop_signals(handler) -> Iterator[None]:
+    """In the block, `handler` gets SIGTERM and SIGHUP, if it could be the system's default.
+
+    torchrun ends its workers by SIGTERM, at once: theirs is left alone.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    free = threading.current_thread() is threading.main_thread() and "RANK" not in os.environ
+    before = {number: signal.getsignal(number) for number in numbers if free}
+    before = {number: old for number, old in before.items() if old in (signal.SIG_DFL, _stop)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def stop_deferred() -> Iterator[list[int]]:
+    """In the block, SIGTERM and SIGHUP are only noted, in the list that it gives."""
+    came: list[int] = []
+    with stop_signals(lambda number, frame: came.append(number)):
+        yield came
+
+
+def _stop(number, frame) -> None:
+    raise Stopped(number)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

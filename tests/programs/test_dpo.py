@@ -491,7 +491,7 @@ def outcome(root) -> dict:
     folder = run_path(root)
     files = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
     files |= {"pairs-train.jsonl", "pairs-dev.jsonl"}
-    assert {path.name for path in folder.iterdir()} == files
+    assert {path.name for path in folder.glob("[!.]*")} == files
     return {
         "pairs": [(folder / f"pairs-{split}.jsonl").read_bytes() for split in ("train", "dev")],
         "weights": [
