@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
-from engine.errors import InputError
+from engine.errors import InputError, Stopped, stop_deferred
 from engine.extension import Extension
 from engine.fast.compiling import compiled
 from engine.fast.step_graph import RECORDERS
@@ -128,14 +128,25 @@ class Trainer:
             leave=False,
             disable=None if self.worker.is_main else True,
         )
-        for group in bar:
+        with stop_deferred() as signals:
+            self._train_steps(bar, signals)
+        self.seconds = time.monotonic() - started
+
+    def _train_steps(self, groups: Iterable[list[dict]], signals: list[int]) -> None:
+        """A step for each group; saved now and then, and before a signal ends the process."""
+        progress = self.progress
+        for group in groups:
             self.step(group)
             within = progress.step < self.steps_per_epoch
             if within and time.monotonic() - self.saved_at >= 60 * self.options.save_minutes:
                 self.look_at_losses()
                 self.save()
+            if signals:
+                break
         self.look_at_losses()
-        self.seconds = time.monotonic() - started
+        if signals:
+            self.save()
+            raise Stopped(signals[0])
 
     def step(self, group: list[dict]) -> None:
         """One optimizer step, on the batches of a group."""

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 from children import at_write, in_child
-from tiny_run import Averager, folder, no_picture, run, run_path, same_bits
+from tiny_run import Averager, folder, no_picture, run, run_path, same_bits, summed_loss
 
 from engine import files
 from engine.best_file import named_best
-from engine.errors import InputError
+from engine.errors import InputError, command
 from engine.files import ROOT, atomic_write, process_mark, remove_leftovers
 from engine.trees import load_tree, save_tree, tree_digest
 
@@ -27,6 +27,11 @@ def figures(*values):
 
 def best_of(root) -> dict:
     return load_tree(run_path(root, "*/best.safetensors"))
+
+
+def size_of_weights(model) -> dict:
+    """A figure that depends on nothing but the weights."""
+    return {"dev": float(model.head.weight.abs().sum())}
 
 
 def weights_of_whole_run(tmp_path, seed: int) -> dict:
@@ -182,3 +187,48 @@ def test_what_a_dead_process_wrote_is_a_leftover(tmp_path):
         (tmp_path / name).write_text("half", encoding="utf-8")
     remove_leftovers(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# -- signals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_bits(
+    number, step, tmp_path, monkeypatch
+):
+    """Nothing else is saved within an epoch here; steps 1 to 3 are the first epoch's."""
+    monkeypatch.setattr("engine.checkpoint.plot_curves", no_picture)
+    options = {"epochs": 2, "save_minutes": 60, "evaluate": size_of_weights}
+    run(Averager(), tmp_path / "whole", **options)
+    calls = iter(range(1, 100))
+
+    def loss_fn(logits, batch):
+        if next(calls) == step:
+            os.kill(os.getpid(), number)
+        return summed_loss(logits, batch)
+
+    def stopped():
+        command(lambda: run(Averager(), tmp_path / "part", loss_fn=loss_fn, **options))()
+
+    status = in_child(stopped)
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + number
+    progress = load_tree(run_path(tmp_path / "part", "*/last.safetensors"))["progress"]
+    assert (progress["epoch"], progress["step"]) == ((0, step) if step < 4 else (1, step - 3))
+    run(Averager(), tmp_path / "part", resume=True, **options)
+    assert same_bits(best_of(tmp_path / "part")["model"], best_of(tmp_path / "whole")["model"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_program_that_is_stopped_says_so_in_a_line(number, tmp_path):
+    code = "from engine.errors import command\nimport time\n\n@command\ndef main():\n"
+    code += "    print('begun', flush=True)\n    time.sleep(60)\n\nmain()"
+    words = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        said = process.stderr.read()
+    assert process.returncode == 128 + number
+    assert said.startswith(f"stopped by {number.name}: ") and said.count("\n") == 1
+    assert "--resume" in said
