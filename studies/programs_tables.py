@@ -43,7 +43,7 @@ def one_table(question: str, task: str, figures: dict[str, dict], order: list[st
     for metric in metrics:
         columns += [metric.replace("_", " "), *["against plain"] * (metric in COMPARED)]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    rank = {contestant: place for place, contestant in enumerate(order)}
+    rank = {contestant: order.index(contestant) for contestant in order}
     for contestant in sorted(figures, key=lambda name: rank.get(name, len(rank))):
         cells = [contestant]
         for metric in metrics:
