@@ -122,7 +122,7 @@ def turn(seconds: float, rows: int = 8) -> dict:
     return {"seconds": seconds, "rows": rows, "steps": 1, "positions": 9}
 
 
-def test_what_takes_minutes_is_not_repeated(model_folder, data):
+def test_a_turn_that_takes_minutes_is_not_repeated(model_folder, data):
     found = scripted(
         model_folder,
         data,
@@ -177,7 +177,7 @@ def run(folder, data, out, *words) -> dict:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def test_what_is_in_the_file_is_not_run_again(fake_measure, model_folder, data, tmp_path):
+def test_runs_in_the_file_are_not_run_again(fake_measure, model_folder, data, tmp_path):
     out = tmp_path / "core.json"
     run(model_folder, data, out, "--jobs", "step", "sst-8")
     results = run(model_folder, data, out)

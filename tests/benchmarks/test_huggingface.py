@@ -80,7 +80,7 @@ def test_the_bfloat16_peer_trains_in_bfloat16(make, settings):
     assert TransformersBf16.precision(JOBS["sst-8"], settings) == "bfloat16"
 
 
-def test_without_accelerate_the_reason_is_said(monkeypatch):
+def test_without_accelerate_the_peer_is_skipped_with_the_reason(monkeypatch):
     monkeypatch.setattr(huggingface, "has_trainer", lambda: False)
     assert "accelerate" in Transformers.missing(JOBS["sst-8"])
     assert Transformers.missing(JOBS["decode"]) is None

@@ -45,7 +45,7 @@ def test_the_starter_and_ours_do_every_job_alike(name, make):
 
 
 @pytest.mark.parametrize("name", ["sst-8", "paraphrase-64", "sonnets-8"])
-def test_what_a_compiled_network_reads_is_counted_too(name, make, monkeypatch):
+def test_inputs_of_recorded_steps_are_counted_too(name, make, monkeypatch):
     """Compiled in earnest, but for the last step, by which it would be made into kernels."""
     calls = []
 

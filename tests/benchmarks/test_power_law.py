@@ -32,7 +32,7 @@ def test_noise_of_two_percent_moves_the_exponent_little():
     assert fit_power_law(xs, ys)["exponent"] == pytest.approx(1.5, abs=0.06)
 
 
-def test_what_is_never_below_its_law_has_no_negative_constant():
+def test_the_fitted_constant_is_never_negative():
     law = fit_power_law(XS, [x**2 - 1000 for x in XS])
     assert law["constant"] >= 0 and law["factor"] >= 0
 

@@ -54,7 +54,7 @@ def test_the_exponents_are_those_of_the_law(made_up, tmp_path):
     assert not any("size" in name for name in fits)  # one size is no curve
 
 
-def test_what_was_measured_is_not_measured_again(made_up, tmp_path):
+def test_measured_points_are_not_measured_again(made_up, tmp_path):
     first = run(arguments(tmp_path))
     assert len(made_up) == 2 * (3 + 3 + 1)
     assert run(arguments(tmp_path)) == first == json.loads((tmp_path / "s.json").read_text("utf-8"))

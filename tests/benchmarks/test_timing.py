@@ -43,7 +43,7 @@ def test_an_object_stays_in_a_process_of_its_own_between_turns():
         counter.close()
 
 
-def test_what_is_wrong_there_is_said_here():
+def test_errors_of_the_process_are_raised_in_its_parent():
     with pytest.raises(InputError, match="below 0"):
         Alone(Counter, -1)
     assert alone(divmod, 7, 2) == (3, 1)

@@ -122,6 +122,6 @@ def test_two_averages_are_refused():
         lambda: StochasticWeightAveraging(every=0),
     ],
 )
-def test_options_without_sense_are_refused(make):
+def test_invalid_options_are_refused(make):
     with pytest.raises(InputError, match="expected"):
         make()

@@ -209,7 +209,9 @@ def is_risky(pair: tuple[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("first, second", slow_unless(is_risky, PAIRS))
-def test_two_together_train_or_say_why_not(first, second, place, monkeypatch, refused):
+def test_two_techniques_train_together_or_are_refused_with_the_reason(
+    first, second, place, monkeypatch, refused
+):
     conflict = CONFLICTS.get(frozenset((first, second)))
     with refused(conflict) if conflict else contextlib.nullcontext():
         flags = [flag_of(first), flag_of(second)]

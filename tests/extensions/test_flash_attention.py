@@ -102,7 +102,7 @@ def test_what_it_saves_beside_the_output_is_the_log_sum_exp():
     torch.testing.assert_close(found, expected)
 
 
-def test_scores_of_any_size_do_no_harm():
+def test_large_scores_do_not_overflow():
     query, key, value = (x.detach() for x in inputs(9))
     found = flash_attention(1e6 * query, 1e6 * key, value, None, 0.0, block=4)
     torch.testing.assert_close(found, dense(1e6 * query, 1e6 * key, value))
@@ -272,7 +272,7 @@ TOKENS = torch.arange(40).view(2, 20)
 
 @pytest.mark.parametrize("side", ["none", "right", "left"])
 @pytest.mark.parametrize("others", [[], [Prefix(length=3)]])
-def test_a_model_says_the_same_with_it(folder, side, others):
+def test_a_model_s_outputs_are_the_same_with_it(folder, side, others):
     """A prefix, too, in whichever order they are named."""
     mask = torch.ones_like(TOKENS)
     if side != "none":
@@ -319,7 +319,7 @@ def test_another_attention_is_refused(folder, other):
         ({"kernel": "cuda"}, "kernel=cuda: expected auto, torch or triton"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         FlashAttention(**options)
 
@@ -330,7 +330,7 @@ def test_more_queries_than_keys_are_refused():
         flash_attention(query, key[:, :, :4], value[:, :, :4], None, 0.0, block=4)
 
 
-def test_the_kernel_that_was_asked_for_is_taken_or_it_is_said_why_not(monkeypatch):
+def test_the_requested_kernel_is_used_or_refused_with_the_reason(monkeypatch):
     query = torch.zeros(1, 1, 4, 8)
     assert passes("auto", query) == passes("torch", query) == (tiled_forward, tiled_backward)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -88,6 +88,6 @@ def test_names_and_generation_stay():
     assert torch.equal(one, other)
 
 
-def test_no_layer_is_no_option():
+def test_every_0_is_refused():
     with pytest.raises(InputError, match="at least 1"):
         GradientCheckpointing(every=0)

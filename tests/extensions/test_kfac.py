@@ -296,7 +296,7 @@ def test_nothing_is_collected_in_evaluation_without_gradients_or_between_looks(m
     assert seen == [{True}, {False}, {True}, {False}]
 
 
-def test_smart_s_passes_take_no_part_and_r_drop_s_second_does(model):
+def test_smart_s_passes_are_not_collected_and_r_drop_s_second_is(model):
     rows = {}
     for name, others in {"none": [], "smart": [Smart()], "rdrop": [RDrop()]}.items():
         twin = copy.deepcopy(model)
@@ -418,7 +418,7 @@ class Past(nn.Linear):
         return nn.functional.linear(x, self.weight, self.bias)
 
 
-def test_a_factor_that_cannot_be_inverted_is_said():
+def test_a_factor_that_cannot_be_inverted_is_refused():
     for factor in (-torch.eye(3), torch.full((3, 3), math.nan)):
         with pytest.raises(InputError, match=r"is not positive with damping=0\.01: give a larger"):
             damped_inverse(factor, 0.01)
@@ -435,6 +435,6 @@ def test_a_factor_that_cannot_be_inverted_is_said():
         {"momentum": 1.0},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match=r"kfac: .*expected"):
         KfacExtension(**options)

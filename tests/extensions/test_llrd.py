@@ -51,7 +51,7 @@ def test_without_decay_it_is_adamw(model):
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in copy)
 
 
-def test_what_is_frozen_is_left_out(model):
+def test_frozen_parameters_are_left_out(model):
     model.gpt.word_embedding.requires_grad_(False)
     found = rates(model, LayerwiseDecay().make_optimizer(model, 1.0, 0.0))
     assert "gpt.word_embedding.weight" not in found
@@ -64,6 +64,6 @@ def test_names_inside_an_adapter_count_by_their_layer():
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.1, float("nan")])
-def test_a_decay_that_makes_no_sense_is_refused(decay):
+def test_an_invalid_decay_is_refused(decay):
     with pytest.raises(InputError, match="expected more than 0 and at most 1"):
         LayerwiseDecay(decay=decay)

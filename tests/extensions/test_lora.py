@@ -208,7 +208,7 @@ def test_a_run_stores_the_adapters_alone(tmp_path, monkeypatch):
         ({"dropout": 1.0}, "a dropout in"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options, said):
+def test_invalid_options_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         LoRA(**options)
 

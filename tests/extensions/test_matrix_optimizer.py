@@ -54,7 +54,7 @@ def step(model, optimizer, seed: int, before_backward=lambda model, batch: None)
     optimizer.step()
 
 
-def test_there_are_several():
+def test_several_techniques_bring_such_an_optimizer():
     assert len(NAMES) >= 4
 
 

@@ -97,6 +97,6 @@ def test_matrices_of_the_layers_go_to_muon_and_the_rest_to_adamw(model):
 
 
 @pytest.mark.parametrize("options", [{"momentum": 1.0}, {"steps": 0}, {"steps": 100}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match="expected a momentum in"):
         MuonExtension(**options)

@@ -107,7 +107,7 @@ def test_only_the_prefixes_are_trained_and_each_gets_a_gradient(folder):
     assert all(p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
 
 
-def test_later_tokens_have_no_say(folder):
+def test_outputs_do_not_depend_on_later_tokens(folder):
     model = prefixed(folder)
     other = TOKENS.clone()
     other[:, 4:] = 50

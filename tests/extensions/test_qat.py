@@ -295,7 +295,7 @@ def test_lora_is_merged_before_it_is_rounded_in_either_order(folder, dora):
     assert len(linears) == 12
 
 
-def test_what_cannot_be_quantized_is_refused(folder):
+def test_models_that_cannot_be_quantized_are_refused(folder):
     with pytest.raises(InputError, match="wrapped later: give --extension qat last"):
         build(folder, QAT(quadapter=True), LoRA(rank=2))
     build(folder, LoRA(rank=2), QAT(quadapter=True))
@@ -397,7 +397,7 @@ def test_learnt_scales_cut_the_error_too():
 
 
 @pytest.mark.parametrize("options", [{"bits": 4}, {"activation_bits": 4, "quadapter": True}])
-def test_a_checkpoint_has_all_that_it_needs(folder, options):
+def test_a_checkpoint_restores_the_model_and_its_training(folder, options):
     qat = QAT(**options)
     model = build(folder, qat)
     optimizer = make_optimizer(model, FitOptions(1, 0.05, "dev"), [qat])
@@ -418,6 +418,6 @@ def test_a_checkpoint_has_all_that_it_needs(folder, options):
 @pytest.mark.parametrize(
     "options", [{"bits": 1}, {"activation_bits": 12}, {"momentum": 1.0}, {"bits": 0}]
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match=r"qat: .*expected"):
         QAT(**options)

@@ -39,7 +39,7 @@ def test_task_loss_and_penalty_together_are_the_paper_s_loss(monkeypatch):
     torch.testing.assert_close(found, 0.5 * paper.mean())
 
 
-def test_padding_has_no_part_in_it():
+def test_padding_does_not_contribute():
     torch.manual_seed(0)
     labels = torch.tensor([[1, 2, -100], [0, -100, -100]])
 
@@ -83,6 +83,6 @@ def test_it_brings_two_passes_closer_together(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("alpha", [-1.0, math.nan, math.inf])
-def test_an_alpha_that_makes_no_sense_is_refused(alpha):
+def test_an_invalid_alpha_is_refused(alpha):
     with pytest.raises(InputError, match="expected at least 0"):
         RDrop(alpha=alpha)

@@ -193,7 +193,7 @@ def test_a_row_with_padding_is_edited_as_it_is_alone(folder):
     torch.testing.assert_close(both[1:, :7], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_of_a_call_is_left_after_it_not_even_of_one_that_fails(folder):
+def test_a_call_leaves_no_state_behind_even_if_it_fails(folder):
     positions = Positions(1, 1)
 
     def encode(hidden_states, mask):
@@ -219,7 +219,7 @@ def test_only_the_edits_of_the_chosen_layers_are_trained_and_get_a_gradient(fold
 # -- language models ---------------------------------------------------------------------------
 
 
-def test_in_a_language_model_later_tokens_have_no_say(folder):
+def test_a_language_model_s_outputs_do_not_depend_on_later_tokens(folder):
     """Nor has the length of the text, as it would if its last positions were edited."""
     model, whole = edited(folder, SonnetGPT, last=2), TOKENS
     other = whole.clone()
@@ -269,7 +269,7 @@ def test_last_positions_of_a_growing_text_are_refused(folder):
 # -- options, checkpoints ----------------------------------------------------------------------
 
 
-def test_a_checkpoint_has_all_that_it_needs(folder):
+def test_a_checkpoint_restores_the_model_and_its_training(folder):
     model, other = edited(folder, rank=3), edited(folder, rank=3, seed=2)
     assert not torch.equal(hidden(other), hidden(model))
     load_trainable_state(other, trainable_state(model), "here")
@@ -289,6 +289,6 @@ def test_a_checkpoint_has_all_that_it_needs(folder):
         ({"layers": ""}, "different ones of 0 to 1 joined by"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(folder, options, message):
+def test_invalid_options_are_refused(folder, options, message):
     with pytest.raises(InputError, match=message):
         edited(folder, **options)

@@ -161,7 +161,7 @@ def test_no_side_longer_than_max_dim_gets_a_preconditioner(model):
 # -- mistakes ----------------------------------------------------------------------------------
 
 
-def test_a_gradient_that_is_not_finite_is_said():
+def test_a_gradient_that_is_not_finite_is_refused():
     grad = torch.ones(3, 4, dtype=torch.float64)
     grad[1, 2] = math.inf
     with pytest.raises(InputError, match="a gradient is not finite: give a smaller --lr"):
@@ -180,6 +180,6 @@ def test_a_gradient_that_is_not_finite_is_said():
         {"ridge": math.nan},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match=r"shampoo: .*expected"):
         ShampooExtension(**options)

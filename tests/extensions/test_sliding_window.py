@@ -108,7 +108,7 @@ def test_cached_and_uncached_decoding_agree(tmp_path, window, sinks):
         assert torch.equal(one, two)
 
 
-def test_what_lies_outside_the_window_has_no_say_but_for_the_sinks():
+def test_keys_outside_the_window_have_no_influence_but_for_the_sinks():
     query, key, value = (x.detach() for x in inputs(20))
     attend = functools.partial(windowed_attention, dropout=0.0, window=4, sinks=2)
     one = attend(query, key, value, None)
@@ -122,7 +122,7 @@ def test_what_lies_outside_the_window_has_no_say_but_for_the_sinks():
     assert not torch.isclose(attend(query, key, other, None)[:, :, 19], one[:, :, 19]).any()
 
 
-def test_it_says_that_it_goes_with_no_prefix(tmp_path):
+def test_it_refuses_a_prefix(tmp_path):
     holder = torch.nn.Module()
     holder.gpt = GPT2Model.from_pretrained(str(write_model(tmp_path / "m")))
     with pytest.raises(InputError, match="it goes with no prefix"):
@@ -133,6 +133,6 @@ def test_it_says_that_it_goes_with_no_prefix(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"window": 0}, {"sinks": -1}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match="expected a window of at least 1"):
         SlidingWindow(**options)

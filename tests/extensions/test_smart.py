@@ -160,6 +160,6 @@ def test_the_proximal_part_is_the_distance_to_the_running_mean(model, batch):
 @pytest.mark.parametrize(
     "options", [{"radius": -1.0}, {"ascents": 0}, {"momentum": 1.0}, {"weight": float("nan")}]
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match=r"smart: .*expected"):
         Smart(**options)

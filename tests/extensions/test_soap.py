@@ -173,7 +173,7 @@ def test_no_side_longer_than_max_dim_gets_a_basis(model):
 
 
 @pytest.mark.parametrize("when", [0, 2])
-def test_a_gradient_that_is_not_finite_is_said(when):
+def test_a_gradient_that_is_not_finite_is_refused(when):
     grads = gradients((3, 4), 4)
     grads[when][1, 2] = math.nan
     with pytest.raises(InputError, match="a gradient is not finite: give a smaller --lr"):
@@ -181,6 +181,6 @@ def test_a_gradient_that_is_not_finite_is_said(when):
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"max_dim": 0}, {"beta1": 1.0}, {"beta2": -0.1}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_invalid_options_are_refused(options):
     with pytest.raises(InputError, match=r"soap: .*expected"):
         SoapExtension(**options)

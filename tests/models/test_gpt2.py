@@ -146,7 +146,7 @@ def test_last_token_is_that_of_the_last_real_position(pair, padding):
 
 
 @torch.no_grad()
-def test_what_stands_at_padding_changes_nothing_at_real_tokens(pair):
+def test_tokens_at_padding_do_not_change_outputs_at_real_positions(pair):
     ours, _ = pair
     for mask in MASKS.values():
         changed = torch.where(mask == 1, ids(), ids(seed=1))

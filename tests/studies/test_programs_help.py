@@ -55,7 +55,7 @@ def test_samples_are_drawn_from_all_of_a_file_and_dev_stays_whole(tmp_path, monk
     assert (tmp_path / "small" / "ids-sst-train.csv").read_bytes() == before
 
 
-def test_no_test_row_is_there(tmp_path):
+def test_no_test_rows_are_copied(tmp_path):
     rows.prepare(SAMPLE, tmp_path)
     for folder in ("small", "whole"):
         [row] = read_sentiment(tmp_path / folder / "ids-sst-test-student.csv", None)
@@ -139,7 +139,7 @@ def test_every_question_is_answered_by_every_seed_and_contestant(fake_runs, tmp_
         assert PLAIN in known and known <= set(QUESTIONS[question].order)
 
 
-def test_what_is_in_the_file_is_not_run_again(fake_runs, tmp_path):
+def test_runs_in_the_file_are_not_run_again(fake_runs, tmp_path):
     first = ProgramsStudy(arguments(tmp_path))
     helps.run(first)
     count = len(fake_runs)
@@ -164,7 +164,7 @@ def test_several_jobs_keep_the_same_figures(fake_runs, tmp_path):
     assert helps.table(results[0]) == helps.table(results[1])
 
 
-def test_what_a_search_found_is_trained_with_the_other_seeds(fake_runs, tmp_path):
+def test_the_best_trial_s_flags_are_trained_with_the_other_seeds(fake_runs, tmp_path):
     helps.run(ProgramsStudy(arguments(tmp_path, questions=["search"])))
     best = [call for call in fake_runs if call[0] == "tuned" and call[1] == "0.002"]
     assert fake_runs[0] == ("searched", 1)

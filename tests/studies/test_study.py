@@ -58,7 +58,7 @@ def test_perplexity_is_better_when_it_is_smaller(fake_runs, tmp_path):
     assert kept == {0.1}
 
 
-def test_what_is_in_the_file_is_not_run_again(fake_runs, tmp_path):
+def test_runs_in_the_file_are_not_run_again(fake_runs, tmp_path):
     pays.run(Study(arguments(tmp_path)))
     count = len(fake_runs)
     again = Study(arguments(tmp_path))
