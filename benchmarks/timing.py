@@ -1,4 +1,4 @@
-"""How things are timed here: peers alternate, medians of several, memory of one process alone."""
+"""Timing: peers take turns in rounds, and each peak of memory is that of one process."""
 
 import contextlib
 import json
@@ -56,7 +56,7 @@ def summary(times: list[float]) -> dict[str, float]:
 
 
 class Alone:
-    """An object in a process of its own, which waits between its turns: its memory is its own."""
+    """An object in a process of its own, waiting between its turns: its memory is its own."""
 
     def __init__(self, make: Callable, *arguments):
         self.pool = _process()

@@ -42,7 +42,7 @@ from extensions.matrix_optimizer import (
 
 @dataclass
 class KfacExtension(Extension):
-    """collect: steps between looks at A and G; every: between inverses; momentum: of M."""
+    """collect: steps between updates of A and G; every: steps between inverses; momentum: of M."""
 
     damping: float = 0.01
     decay: float = 0.95

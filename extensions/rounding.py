@@ -7,7 +7,7 @@ v̂ = s · ⌊clip(v / s, −Q_N, Q_P)⌉                Esser et al. 2020 (LSQ)
 
 import torch
 
-UNROUNDED = 16  # bits, from which on everything passes as it is
+UNROUNDED = 16  # with so many bits, or more, nothing is rounded
 
 
 def quantize(x, scale, low, high) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Studies: many fine-tuning runs, each started as a person would, their figures in one file.
+"""Studies: many fine-tuning runs, started from the command line, their figures in one file.
 
 A run's figure is the dev score of its best epoch (of sonnets the dev perplexity). Each contestant
 tries the same learning rates with the first seed and keeps the better one for the others. `--jobs`
 runs go on at a time, each with its share of the cores. The results file keeps every run: what is in
-it is not run again, so that an interrupted study goes on where it stopped.
+it is not run again, so that an interrupted study continues where it stopped.
 """
 
 import hashlib
@@ -86,7 +86,7 @@ def train(args, name: str, flags: list[str], folder, *, seed: int, lr: float) ->
 
 
 def start(args, argv: list) -> None:
-    """Run a Python program, with its share of the cores."""
+    """Run a Python program on its share of the cores."""
     share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
     argv, env = [sys.executable, *map(str, argv)], os.environ | share
     subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
@@ -181,7 +181,7 @@ def scores(runs: dict[str, float], name: str, contestant: str) -> tuple[str, lis
 
 
 def checkpoint() -> str:
-    """By which figures of one gpt2-mini are told from those of another."""
+    """A name of the bundled checkpoint, with a hash of its weights."""
     file = BUNDLED["gpt2-mini"] / "model.safetensors"
     if not file.is_file():
         raise InputError(f"{file}: not there: train it by pretrain.py first")

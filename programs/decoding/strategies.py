@@ -1,7 +1,7 @@
 """Strategies of decoding.py: dataclasses of options, each called with prompts to go on from.
 
-The formulas and papers stand there, by name. A strategy's draws are those of the job's generator
-alone, and each prompt is continued as it would be without the others, but for these draws.
+decoding.py has the formulas and papers. Sampling is determined by the job's generator; apart from
+it, each prompt is continued as it would be without the others.
 """
 
 import math
@@ -66,8 +66,8 @@ class Strategy:
             raise InputError(f"--strategy {self.name}: {option}={value}, expected {expected}")
 
 
-class Drawn(Strategy):
-    """Tokens are drawn from what `cut(logits, draw)` keeps, after temperature and repetition."""
+class Sampling(Strategy):
+    """Samples from the logits that `cut` keeps, after temperature and repetition penalty."""
 
     ranges: ClassVar = {"temperature": AT_LEAST_0, "repetition": ABOVE_ZERO}
 
@@ -79,7 +79,7 @@ class Drawn(Strategy):
         return logits
 
     def pick(self, generator):
-        """The function that `sample` asks for the next tokens."""
+        """The function by which `sample` picks the next tokens."""
 
         def pick(logits, rows):
             if self.repetition != 1:
@@ -95,7 +95,7 @@ class Drawn(Strategy):
 
 
 @dataclass
-class Sample(Drawn):
+class Sample(Sampling):
     name = "sample"
     temperature: float = 1.2
     top_p: float = 0.9
@@ -108,7 +108,7 @@ class Sample(Drawn):
 
 
 @dataclass
-class MinP(Drawn):
+class MinP(Sampling):
     name = "min_p"
     p: float = 0.1
     temperature: float = 1.5
@@ -120,7 +120,7 @@ class MinP(Drawn):
 
 
 @dataclass
-class Typical(Drawn):
+class Typical(Sampling):
     name = "typical"
     mass: float = 0.9
     temperature: float = 1.0
@@ -133,7 +133,7 @@ class Typical(Drawn):
 
 @dataclass
 class BestOf(Sample):
-    """p(y) is the model's own, whatever the draws are from."""
+    """Ranked by the model's own p(y), whatever distribution was sampled from."""
 
     name = "best_of"
     n: int = 8

@@ -196,11 +196,11 @@ def get_args(argv=None):
         metavar="FILE",
         help="UTF-8 text, also .xz or .gz; default: training rows of the task",
     )
-    parser.add_argument("--calibration_tokens", type=int, default=32768, help="about so many")
+    parser.add_argument("--calibration_tokens", type=int, default=32768, help="approximate number")
     parser.add_argument("--damping", type=float, default=0.01, help="share of H's mean diagonal")
-    parser.add_argument("--block", type=int, default=128, help="columns that are updated at once")
+    parser.add_argument("--block", type=int, default=128, help="columns that are updated together")
     parser.add_argument("--act_order", action="store_true", help="columns of large inputs first")
-    parser.add_argument("--resume", action="store_true", help="go on with the run of these flags")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     args, args.rest = parser.parse_known_args(argv)
     for name in ("calibration_tokens", "block"):
         check_range(args, name, 1)

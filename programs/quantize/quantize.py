@@ -115,16 +115,21 @@ def make_parser(description: str, bits: int):
     parser.add_argument(
         "--group_size",
         type=int,
-        help=f"columns to a scale, 0: whole rows; default: 0 for 8 bits, {GROUP_SIZE} for fewer",
+        help=f"columns that share a scale, 0: all; default: 0 for 8 bits, {GROUP_SIZE} for fewer",
     )
     parser.add_argument(
-        "--mode", choices=("weights", "dynamic"), default="weights", help="dynamic: inputs as well"
+        "--mode",
+        choices=("weights", "dynamic"),
+        default="weights",
+        help="dynamic: inputs, too",
     )
     parser.add_argument("--embedding", action="store_true", help="int8 for the tied embedding too")
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint")
-    parser.add_argument("--predict", action="store_true", help="write the task's predictions, too")
+    parser.add_argument("--predict", action="store_true", help="also write the task's predictions")
     parser.add_argument(
-        "--dequantized", metavar="FILE", help="write s q, too, for the task's own --checkpoint"
+        "--dequantized",
+        metavar="FILE",
+        help="also write s q, for the task's --checkpoint",
     )
     parser.set_defaults(quantized=None, report=None)
     return parser
@@ -153,7 +158,7 @@ def recipe_of(args) -> Recipe:
 
 def get_args(argv=None):
     parser = make_parser(__doc__.splitlines()[0], bits=INT8)
-    parser.add_argument("--quantized", metavar="FILE", help="a file of integers, to be used")
+    parser.add_argument("--quantized", metavar="FILE", help="use this file of integers")
     args, args.rest = parser.parse_known_args(argv)
     if (args.checkpoint is None) == (args.quantized is None):
         raise InputError(
