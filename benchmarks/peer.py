@@ -59,6 +59,24 @@ class Meter:
             handle.remove()
 
 
+class CountedRows:
+    """A batch sampler whose rows a meter counts."""
+
+    def __init__(self, sampler, meter):
+        self.sampler, self.meter = sampler, meter
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self):
+        for rows in self.sampler:
+            self.meter.counts["rows"] += len(rows)
+            yield rows
+
+
 class Peer:
     """One side of a job. Subclasses build a model and know how to do each kind of job."""
 

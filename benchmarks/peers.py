@@ -3,22 +3,27 @@
 transformers is in `huggingface.py`.
 """
 
+import math
 import tempfile
+from functools import cached_property
 from unittest import mock
 
 import torch
 
 from benchmarks import starter, starter_model
-from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, Peer
+from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, CountedRows, Peer
 from classifier import NUM_LABELS
 from engine import completion
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from engine.checkpoint import RunFolder
 from engine.fast.adamw import FusedAdamW
+from engine.fast.packing import rounded
 from engine.flags import fit_options
 from engine.generation import generate
+from engine.options import Progress
 from engine.parallel import start_worker
 from engine.predicting import predict
+from engine.recorded_gradients import RecordedGradients
 from engine.settings import Settings
 from engine.task import train
 from engine.training import Trainer
@@ -103,24 +108,6 @@ class TorchFused(Peer):
         return torch.optim.AdamW(parameters, HEAD_RATE, eps=1e-6, weight_decay=0.0, fused=True)
 
 
-class CountedRows:
-    """A batch sampler whose rows a meter counts."""
-
-    def __init__(self, sampler, meter):
-        self.sampler, self.meter = sampler, meter
-
-    def __len__(self):
-        return len(self.sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.set_epoch(epoch)
-
-    def __iter__(self):
-        for rows in self.sampler:
-            self.meter.counts["rows"] += len(rows)
-            yield rows
-
-
 class Ours(Peer):
     """The course's programs as this project has them; no checkpoints of whole models."""
 
@@ -167,10 +154,12 @@ class Ours(Peer):
         dataset = TokenDataset(tokens, [row.sent_id for row in rows], labels)
         return make_loader(dataset, self.job.batch_size, seed=self.settings.seed, shuffle=shuffle)
 
-    def train(self, rows):
-        run = Trainer(
+    @cached_property
+    def trainer(self) -> Trainer:
+        """One for all turns, as a run records its steps once for all epochs."""
+        return Trainer(
             self.model,
-            self.loader(rows).watched(lambda batch: self.meter.read(batch["token_ids"])),
+            self.loader(self.load.rows),
             self.task.loss_fn,
             fit_options(self.flags, metric="nothing"),
             RunFolder("runs", "bench", "core", Settings({}), writes=False),
@@ -180,12 +169,23 @@ class Ours(Peer):
             log=lambda message: None,
         )
 
+    def train(self, rows):
+        run = self.trainer
+        run.loader, run.progress = self.loader(rows).watched(self.count), Progress()
+
         def work():
             run.train_epoch()
             if run.gradients.micro_batch:  # other peers have no such way out
                 raise torch.OutOfMemoryError(f"{run.gradients.micro_batch} rows at a time only")
 
         return work
+
+    def count(self, batch: dict) -> None:
+        """Note what a step of training reads."""
+        rows, t = batch["token_ids"].shape
+        recorded = isinstance(self.trainer.gradients, RecordedGradients)
+        self.meter.counts["rows"] += rows
+        self.meter.counts["positions"] += rows * (rounded(t, math.inf) if recorded else t)
 
     def train_head(self, rows):
         loaders = {"train": self.loader(rows), "dev": self.loader(self.load.dev, shuffle=False)}

@@ -108,11 +108,14 @@ class Trainer:
         network = compiled(network, options.compile)
         objective = Objective(model, network, forward, loss_fn, extensions, worker, options.bf16)
         self.gradients = make_gradients(objective, self.optimizer, options, self.log, recorders)
-        self.steps_per_epoch = -(-len(loader) // options.accumulate)
         self.saved_at = time.monotonic()
         self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
 
     # -- training -------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.loader) // self.options.accumulate)
 
     def train_epoch(self) -> None:
         """One pass over the data, or the rest of one that was interrupted."""

@@ -124,12 +124,19 @@ class StepGraphs:
         self.most_shapes = most_shapes
         self.figures = torch.zeros(2, dtype=torch.float64, device=device)
         self.recordings: dict[Layout, Recording] = {}
+        self.recorded_gradients: list[tuple[torch.Tensor, torch.Tensor]] = []  # of parameters
         self.first_step: dict[Layout, int] = {}  # in which a shape was seen
         self.steps, self.most_rows = 0, 0
         self.full = False
 
     def begin(self) -> None:
-        """Set the gradients that there are, and the figures, to 0."""
+        """Set the gradients that there are, and the figures, to 0.
+
+        Those that recordings write to come back if somebody took them away.
+        """
+        for parameter, gradient in self.recorded_gradients:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if gradients:
             torch._foreach_zero_(gradients)
@@ -166,6 +173,7 @@ class StepGraphs:
             return None
         block = torch.zeros(layout.size, dtype=torch.uint8, device=self.device)
         replay = self.recorder.record(functools.partial(self._add, layout.views(block)))
+        self.recorded_gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
         self.recordings[layout] = Recording(block, replay)
         return self.recordings[layout]
 

@@ -223,6 +223,19 @@ def test_gradients_stay_at_one_place_and_add_up_over_the_batches_of_a_step():
     assert graphs.figures[1] == 3.0  # three batches, each with the share that it was given
 
 
+def test_gradients_that_somebody_takes_away_come_back():
+    """A recording writes to their memory, whoever has it."""
+    model = Averager()
+    graphs, batch = graphs_of(model, CallAgain()), batch_of(8, 8)
+    feed(graphs, [batch], [batch])
+    gradients = [p.grad for p in model.parameters()]
+    expected = [gradient.clone() for gradient in gradients]
+    model.zero_grad(set_to_none=True)
+    feed(graphs, [batch])
+    for parameter, gradient, value in zip(model.parameters(), gradients, expected, strict=True):
+        assert parameter.grad is gradient and torch.equal(gradient, value)
+
+
 def test_a_replay_divides_by_the_targets_of_its_own_step():
     """The divisor of the first step must not be a part of the recording."""
     model = Averager()
