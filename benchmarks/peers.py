@@ -10,7 +10,7 @@ from unittest import mock
 
 import torch
 
-from benchmarks import starter, starter_model
+from benchmarks import starter, starter_data, starter_model
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, CountedRows, Peer
 from classifier import NUM_LABELS
 from engine import completion
@@ -65,7 +65,7 @@ class Starter(Peer):
     def loader(self, rows, shuffle=True):
         labels = self.load.answers if self.job.task == "paraphrase" else range(self.load.classes)
         records = [(row.text, labels[row.label], row.sent_id) for row in rows]
-        return starter.sentiment_loader(
+        return starter_data.sentiment_loader(
             records, self.load.tokenizer, self.job.batch_size, shuffle=shuffle
         )
 

@@ -6,8 +6,9 @@ Explicit attention scores, an optimizer that goes parameter by parameter and out
 tokenised in every collate, shuffled batches padded to their longest row, the training set
 evaluated again after each epoch, the whole prefix computed again for every generated token.
 
-It is a yardstick, not a part of the project: only benchmarks import it, it and starter_model.py
-import nothing of ours, and it is not to be made faster. Shape letters as in `modules/attention.py`.
+It is a yardstick, not a part of the project, and is not to be made faster. Only benchmarks import
+it; with starter_model.py and starter_data.py it imports nothing of ours. Shape letters as in
+`modules/attention.py`.
 
 Differs from the starter in three places where that one is wrong or cannot run with our models:
 the feed-forward width is `intermediate_size`, no embedding row is frozen by `padding_idx`, and
@@ -21,12 +22,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.starter_model import StarterGPT2
-
-NO, YES = 3919, 8505  # "no" and "yes" in GPT-2's vocabulary
-
 
 # The three tasks: forward(input_ids, attention_mask) -> logits, loss(batch) -> scalar
 
@@ -119,58 +116,6 @@ class StarterAdamW(torch.optim.Optimizer):
                 if group["weight_decay"] > 0:
                     p.data = p.data - lr * group["weight_decay"] * p.data
         return loss
-
-
-# The data: a list of records, tokenised in every collate, padded to the longest in the batch
-
-
-class TextDataset(Dataset):
-    """Records (text, label, id)."""
-
-    def __init__(self, records, tokenizer):
-        self.records = list(records)
-        self.tokenizer = tokenizer
-
-    def __len__(self):
-        return len(self.records)
-
-    def __getitem__(self, index):
-        return self.records[index]
-
-    def collate_fn(self, records):
-        texts, labels, ids = zip(*records, strict=True)
-        encoding = self.tokenizer(list(texts), return_tensors="pt", padding=True)
-        return {
-            "token_ids": encoding["input_ids"],
-            "attention_mask": encoding["attention_mask"],
-            "labels": torch.LongTensor(labels),
-            "sents": list(texts),
-            "sent_ids": list(ids),
-        }
-
-
-def sentiment_loader(records, tokenizer, batch_size=8, shuffle=True):
-    """Records (sentence, label, id) -> batches; the tokenizer needs a padding token."""
-    data = TextDataset(records, tokenizer)
-    return DataLoader(data, batch_size=batch_size, shuffle=shuffle, collate_fn=data.collate_fn)
-
-
-def cloze_prompt(sentence1, sentence2):
-    return f'Is "{sentence1}" a paraphrase of "{sentence2}"? Answer "yes" or "no": '
-
-
-def paraphrase_loader(
-    records, tokenizer, batch_size=8, shuffle=True, prompt=cloze_prompt, label_ids=(NO, YES)
-):
-    """Records (sentence1, sentence2, 0 or 1, id) -> batches whose labels are token ids."""
-    cloze = [(prompt(s1, s2), label_ids[label], id_) for s1, s2, label, id_ in records]
-    return sentiment_loader(cloze, tokenizer, batch_size=batch_size, shuffle=shuffle)
-
-
-def sonnet_loader(sonnets, tokenizer, batch_size=8, shuffle=True):
-    """Sonnets as strings -> batches; their labels are the tokens themselves."""
-    records = [(sonnet, 0, i) for i, sonnet in enumerate(sonnets)]
-    return sentiment_loader(records, tokenizer, batch_size=batch_size, shuffle=shuffle)
 
 
 # Training and evaluation

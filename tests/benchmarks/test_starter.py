@@ -9,7 +9,7 @@ import tokenizers
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
-from benchmarks import starter, starter_model
+from benchmarks import starter, starter_data, starter_model
 
 torch.set_num_threads(1)
 
@@ -105,7 +105,7 @@ def test_adamw_gives_the_array_of_the_course():
 
 
 def test_a_batch_is_tokenised_in_collate_and_padded_to_its_longest_row(tokenizer):
-    loader = starter.sentiment_loader(SENTENCES, tokenizer, batch_size=4, shuffle=False)
+    loader = starter_data.sentiment_loader(SENTENCES, tokenizer, batch_size=4, shuffle=False)
     first, second = loader
     lengths = first["attention_mask"].sum(dim=1)
     assert first["token_ids"].shape == (4, lengths.max())
@@ -121,8 +121,8 @@ def test_sentiment_training_lowers_the_loss_and_respects_the_mode(tokenizer, mod
     )
     before = model.gpt.gpt_layers[0].interm_dense.weight.clone()
     optimizer = starter.StarterAdamW(model.parameters(), lr=5e-3)
-    train = starter.sentiment_loader(SENTENCES, tokenizer, batch_size=2)
-    dev = starter.sentiment_loader(SENTENCES, tokenizer, batch_size=4, shuffle=False)
+    train = starter_data.sentiment_loader(SENTENCES, tokenizer, batch_size=2)
+    dev = starter_data.sentiment_loader(SENTENCES, tokenizer, batch_size=4, shuffle=False)
     path = tmp_path / "best.pt"
     first, *_, third = starter.fit_sentiment(
         model, train, dev, optimizer=optimizer, epochs=3, path=path
@@ -139,14 +139,14 @@ def test_paraphrase_and_sonnet_training_lower_the_loss(tokenizer):
     pairs = [(s, s, 1, i) for s, _, i in SENTENCES]
     pairs += [(s, SENTENCES[0][0], 0, i) for s, _, i in SENTENCES[1:]]
     model = starter.StarterParaphraseGPT(CONFIG)
-    data = starter.paraphrase_loader(pairs, tokenizer, batch_size=4, label_ids=(5, 9))
+    data = starter_data.paraphrase_loader(pairs, tokenizer, batch_size=4, label_ids=(5, 9))
     history = starter.fit_paraphrase(
         model, data, data, optimizer=starter.StarterAdamW(model.parameters()), epochs=2
     )
     assert history[1]["loss"] < history[0]["loss"]
 
     poet = starter.StarterSonnetGPT(CONFIG)
-    sonnets = starter.sonnet_loader([s for s, _, _ in SENTENCES], tokenizer, batch_size=3)
+    sonnets = starter_data.sonnet_loader([s for s, _, _ in SENTENCES], tokenizer, batch_size=3)
     history = starter.fit_sonnets(
         poet,
         sonnets,
