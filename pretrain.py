@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from engine.errors import InputError, Parser, command
-from engine.files import check_writable
+from engine.files import atomic_folder, check_writable
 from engine.hub import load_gpt2, load_tokenizer, save_gpt2
 from engine.parallel import seed_everything, seed_worker
 
@@ -168,9 +168,9 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
     )
 
 
-def save(args, model: LanguageModel, tokenizer) -> None:
+def save(out: Path, args, model: LanguageModel, tokenizer) -> None:
     """Write the model (with GPT-2's dropout again) and its tokenizer."""
-    out, gpt = Path(args.out), model.gpt.to(getattr(torch, args.dtype))
+    gpt = model.gpt.to(getattr(torch, args.dtype))
     defaults = GPT2Config()
     gpt.config = replace(
         gpt.config,
@@ -206,8 +206,10 @@ def run(args, worker: Worker) -> None:
     if worker.is_main:
         print(", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures))
         text = {"train": loaders["train"].dataset.facts, "parameters": count_parameters(model)}
-        write_making(args, {"size": args.size, **text, **figures}, progress, worker)
-        save(args, model, tokenizer)
+        with atomic_folder(args.out) as out:
+            figures = {"size": args.size, **text, **figures}
+            write_making(out, args, figures, progress, worker)
+            save(out, args, model, tokenizer)
         print(f"the model is in {args.out}: --model_size {args.out}")
 
 

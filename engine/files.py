@@ -8,6 +8,7 @@ import shutil
 import socket
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from engine.errors import InputError
@@ -45,6 +46,47 @@ def atomic_write(path, mode: str = "w"):
     encoding = None if "b" in mode else "utf-8"
     with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
         yield file
+
+
+@contextlib.contextmanager
+def atomic_folder(path) -> Iterator[Path]:
+    """Give a folder beside `path`; it becomes `path`, whole, when the block ends well.
+
+    One rename does it where `path` is empty or not there. Else the old folder is .NAME.before
+    meanwhile; what the new one has no file for moves into it.
+    """
+    path = Path(path)
+    before = path.with_name(f".{path.name}.before")
+    _end_replacement(before, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = {"prefix": f".{path.name}.{process_mark()}.", "suffix": ".tmp"}
+    scratch = Path(tempfile.mkdtemp(dir=path.parent, **mine))
+    try:
+        yield scratch
+        for file in scratch.iterdir():
+            sync(file)
+        scratch.chmod(0o777 & ~_umask())
+        if path.exists() and any(path.iterdir()):
+            os.replace(path, before)
+        os.replace(scratch, path)
+        sync(path.parent)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    _end_replacement(before, path)
+
+
+def _end_replacement(before: Path, path: Path) -> None:
+    """Put the old folder back if there is no new one; else keep what only the old one has."""
+    if not before.exists():
+        return
+    if not path.exists():
+        os.replace(before, path)
+        return
+    for kept in before.iterdir():
+        if not (path / kept.name).exists():
+            shutil.move(kept, path / kept.name)
+    shutil.rmtree(before)
 
 
 def sync(path) -> None:

@@ -26,12 +26,12 @@ def tokens_per_step(args, worker: Worker) -> int:
     return args.batch_size * args.block * args.accumulate * worker.count
 
 
-def write_making(args, figures: dict, progress, worker: Worker) -> None:
-    """Write the three files into --out. progress: of `fit`, or None if nothing was trained.
+def write_making(out: Path, args, figures: dict, progress, worker: Worker) -> None:
+    """Write the three files into a folder. progress: of `fit`, or None if nothing was trained.
 
     figures: the model's, of the whole validation text.
     """
-    out, facts = Path(args.out), dict(figures)
+    facts = dict(figures)
     earlier, records = read_making(args.init)
     if progress is not None:
         facts |= _stage(args, progress, worker)
