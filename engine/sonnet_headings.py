@@ -35,13 +35,16 @@ def headed(path) -> list[tuple[str, int, list[str]]]:
 def verses_only(text: str, number: str) -> str:
     """The text of a sonnet of this number as `read_sonnets` gives it back, whoever wrote it.
 
-    A line that might be taken for a heading gets a comma.
+    A line that might be taken for a heading gets a comma; one in which nothing can be seen is no
+    first line.
     """
     lines = []
     for _, line in _numbered_lines(text.strip()):
+        if not lines and not visible(line).strip():
+            continue
         _, signs = _heading(line, number, lines)
         lines.append(f"{line}," if signs else line)
-    return "\n".join(lines)
+    return "\n".join(lines).strip()
 
 
 def _numbered_lines(text: str) -> Iterator[tuple[int, str]]:

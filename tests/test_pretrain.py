@@ -233,7 +233,7 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bits(place, monkeypatch):
 
 def test_the_tokens_are_made_once(place, monkeypatch):
     run(monkeypatch, *SHORT)
-    monkeypatch.setattr(pretrain, "write_tokens", None)
+    monkeypatch.setattr(token_files, "write_tokens", None)
     run(monkeypatch, *SHORT, "--lr", "1e-4")
     assert len(list(Path("runs").glob("tokens-*"))) == 1
 
@@ -409,13 +409,13 @@ def test_of_few_documents_the_last_tenth_of_the_tokens_is_kept_out(
 
 
 def test_the_tokenizer_is_not_learnt_from_the_text_that_is_kept_out(place, monkeypatch):
-    learnt, real = [], pretrain.train_tokenizer
+    learnt, real = [], token_files.train_tokenizer
 
     def train_tokenizer(texts, vocab_size):
         learnt.extend(texts)
         return real(learnt, vocab_size)
 
-    monkeypatch.setattr(pretrain, "train_tokenizer", train_tokenizer)
+    monkeypatch.setattr(token_files, "train_tokenizer", train_tokenizer)
     text = "red and blue " * 200
     write("one.txt", text)
     call_main(monkeypatch, "pretrain", "--text", "one.txt", "--out", "out", *SHORT)

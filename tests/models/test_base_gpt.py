@@ -228,7 +228,7 @@ def test_many_missing_tensors_are_counted_and_a_few_named(folder):
         ({"n_layer": 3}, "h.2.* is missing"),
         ({"vocab_size": 62}, "wte.weight has another shape"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings"),
-        ({"n_head": 0}, "num_attention_heads is 0"),
+        ({"n_head": 0}, "n_head is 0"),
         ({"n_layer": "two"}, "n_layer"),
     ],
 )
