@@ -137,7 +137,9 @@ def draw(results: dict, path) -> None:
         plain_numbers(axes.xaxis)
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         if handles:
-            axes.legend(handles.values(), handles.keys(), fontsize=8)
+            figure.legend(
+                handles.values(), handles.keys(), fontsize=8, loc="outside lower center", ncols=6
+            )
         axes.set_title(f"{results['checkpoint']}, {results['hardware']}", fontsize=9)
         axes.grid(axis="x", alpha=0.3)
 

@@ -36,6 +36,7 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
     "docs/results.md": {
         "core": ("core", core.table),
         "core_memory": ("core", report.memory_table),
+        "gpu": ("gpu", core.table),
         "core-bf16": ("core-bf16", core.table),
         "core-compiled": ("core-compiled", core.table),
         "scaling": ("scaling", scaling_curves.table),
