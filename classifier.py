@@ -13,7 +13,7 @@ from engine.errors import InputError, command
 
 from torch import nn
 
-from engine.batches import tokenise
+from engine.batches import tokenize
 from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments, check_range, limited_path
 from engine.frozen_features import Head, feature_loader, forward_features
@@ -107,16 +107,16 @@ class Sentiment(ClassificationTask):
         return {"num_labels": len(self.classes), "dataset": self.name}
 
     def batch_size(self, settings, worker):
-        return (
-            -(-CFIMDB_BATCH_SIZE // worker.count) if self.name == "cfimdb" else settings.batch_size
-        )
+        if self.name == "cfimdb":
+            return -(-CFIMDB_BATCH_SIZE // worker.world_size)
+        return settings.batch_size
 
     def read(self, path, *, labelled, say):
         return read_sentiment(path, len(self.classes) if labelled else None)
 
     def tokens(self, tokenizer, rows, limit, *, where, say):
         texts, sent_ids = [row.text for row in rows], [row.sent_id for row in rows]
-        return tokenise(tokenizer, texts, sent_ids, limit, where=where, say=say)
+        return tokenize(tokenizer, texts, sent_ids, limit, where=where, say=say)
 
     def trained_part(self, settings, model, loaders, worker):
         """Of a frozen GPT-2 that no extension touches, the features are computed once."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.batches import tokenise
+from engine.batches import tokenize
 from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments
 from engine.hub import backbone, load_tokenizer
@@ -111,7 +111,7 @@ class Paraphrase(ClassificationTask):
 
         prompts = [cloze_prompt(row.sentence1, row.sentence2) for row in rows]
         sent_ids = [row.sent_id for row in rows]
-        return tokenise(tokenizer, prompts, sent_ids, limit, where=where, say=say, shorten=shorten)
+        return tokenize(tokenizer, prompts, sent_ids, limit, where=where, say=say, shorten=shorten)
 
 
 TASK = Paraphrase()

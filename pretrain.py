@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 from engine.errors import InputError, Parser, command
 from engine.files import atomic_folder, check_writable
-from engine.hub import load_gpt2, load_tokenizer, save_gpt2
+from engine.hub import load_gpt2, load_tokenizer
 from engine.parallel import seed_everything, seed_worker
 
 # isort: split
@@ -26,12 +26,7 @@ from torch import nn
 from config import SIZES, GPT2Config
 from engine.batches import batch_loader, next_token_loss
 from engine.checkpoint import RunFolder, load_model, load_trainable_state
-from engine.corpus import (
-    BlockBatches,
-    TokenBlocks,
-    collate_blocks,
-    save_tokenizer,
-)
+from engine.corpus import BlockBatches, TokenBlocks, collate_blocks
 from engine.extension import equip, load_extensions
 from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
 from engine.generation import generate
@@ -39,7 +34,7 @@ from engine.hub import backbone
 from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
-from engine.stages import tokens_per_step, write_making
+from engine.stages import save_model, tokens_per_step, write_making
 from engine.throughput import Meter, count_parameters, utilization
 from engine.token_files import prepare_data
 from engine.training import fit
@@ -108,7 +103,7 @@ def build_loaders(args, data: Path, worker: Worker) -> dict:
         args.eval_every * args.accumulate,
         seed=args.seed,
         rank=worker.rank,
-        workers=worker.count,
+        workers=worker.world_size,
     )
     loaders = {"train": batch_loader(train, batches, collate=collate_blocks)}
     for name, most in {"dev": args.eval_blocks, "valid": None}.items():
@@ -168,19 +163,6 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
     )
 
 
-def save(out: Path, args, model: LanguageModel, tokenizer) -> None:
-    """Write the model (with GPT-2's dropout again) and its tokenizer."""
-    gpt = model.gpt.to(getattr(torch, args.dtype))
-    defaults = GPT2Config()
-    gpt.config = replace(
-        gpt.config,
-        hidden_dropout_prob=defaults.hidden_dropout_prob,
-        attention_probs_dropout_prob=defaults.attention_probs_dropout_prob,
-    )
-    save_gpt2(gpt, out, end_token=tokenizer.eos_token_id)
-    save_tokenizer(tokenizer, out)
-
-
 def run(args, worker: Worker) -> None:
     """Prepare the text, train, validate on the whole validation text, write the folder."""
     check_writable(Path(args.out) / "config.json")
@@ -209,7 +191,7 @@ def run(args, worker: Worker) -> None:
         with atomic_folder(args.out) as out:
             figures = {"size": args.size, **text, **figures}
             write_making(out, args, figures, progress, worker)
-            save(out, args, model, tokenizer)
+            save_model(out, model.gpt.to(getattr(torch, args.dtype)), tokenizer)
         print(f"the model is in {args.out}: --model_size {args.out}")
 
 

@@ -17,7 +17,7 @@ from engine.batches import (
     forward_tokens,
     next_token_labels,
     next_token_loss,
-    tokenise,
+    tokenize,
 )
 from engine.completion import complete, read_prompts
 from engine.flags import (
@@ -104,11 +104,13 @@ class Sonnets(Task):
             sent_ids = [sonnet.sent_id for sonnet in sonnets]
             texts = [sonnet.text for sonnet in sonnets]
             where = {"where": self.paths(settings)[split], "say": worker.say}
-            bare = tokenise(tokenizer, texts, sent_ids, limit, **where)
+            bare = tokenize(tokenizer, texts, sent_ids, limit, **where)
             token_ids = [[*ids, tokenizer.eos_token_id][:limit] for ids in bare]
             labels = [next_token_labels(ids) for ids in token_ids]
             dataset, rows = TokenDataset(token_ids, sent_ids, labels), settings.batch_size
-            loaders[split] = split_loader(settings, dataset, split, worker, rows, judged=rows)
+            loaders[split] = split_loader(
+                settings, dataset, split, worker, rows, eval_batch_size=rows
+            )
         return loaders
 
     def loss_fn(self, logits, batch):

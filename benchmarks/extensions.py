@@ -31,9 +31,10 @@ from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.fast.attention import fused_causal_attention
+from engine.options import FitOptions
 from engine.parallel import start_worker
 from engine.settings import Settings
-from engine.training import FitOptions, Trainer
+from engine.trainer import Trainer
 from modules.attention import causal_attention
 from pretrain import SHAPES
 from programs.tasks import TASKS

@@ -13,7 +13,7 @@ import torch
 
 from classifier import NUM_LABELS
 from config import GPT2Config
-from engine.batches import LengthBuckets, tokenise
+from engine.batches import LengthBuckets, tokenize
 from engine.hub import checkpoint_folder, load_tokenizer
 from engine.records import Record, data_file, read_pairs, read_sentiment, read_sonnets
 from engine.sonnets import prompt_text
@@ -152,7 +152,7 @@ class Workload:
         limit = self.config.max_position_embeddings
         if self.job.kind == "decode":
             limit -= self.settings.new_tokens
-        return tokenise(self.tokenizer, texts, sent_ids, limit)
+        return tokenize(self.tokenizer, texts, sent_ids, limit)
 
     @cached_property
     def answers(self) -> list[int]:

@@ -26,7 +26,7 @@ from engine.predicting import predict
 from engine.recorded_gradients import RecordedGradients
 from engine.settings import Settings
 from engine.task import train
-from engine.training import Trainer
+from engine.trainer import Trainer
 from programs.tasks import TASKS
 
 DROPOUT = 0.3

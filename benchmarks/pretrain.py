@@ -31,10 +31,11 @@ from benchmarks.timing import alternate, environment, seconds, summary, write_re
 from engine.batches import to_device
 from engine.checkpoint import RunFolder
 from engine.corpus import TokenBlocks
+from engine.options import FitOptions
 from engine.parallel import Worker
 from engine.settings import Settings
 from engine.token_files import prepare_data
-from engine.training import FitOptions, fit
+from engine.training import fit
 
 PEERS = {"transformers": "transformers, torch.optim.AdamW (fused)", "ours": "this project"}
 

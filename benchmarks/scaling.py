@@ -33,9 +33,10 @@ from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds,
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
+from engine.options import FitOptions
 from engine.parallel import has_bf16_units, start_worker
 from engine.settings import Settings
-from engine.training import FitOptions, Trainer
+from engine.trainer import Trainer
 from pretrain import SHAPES
 from programs.tasks import TASKS
 

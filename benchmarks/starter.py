@@ -3,7 +3,7 @@
 It is what a diligent student has after filling in the starter the straightforward way of the
 handout: correct (the same numbers as HuggingFace's GPT-2, the handout's AdamW), fp32, and plain.
 Explicit attention scores, an optimizer that goes parameter by parameter and out of place, text
-tokenised in every collate, shuffled batches padded to their longest row, the training set
+tokenized in every collate, shuffled batches padded to their longest row, the training set
 evaluated again after each epoch, the whole prefix computed again for every generated token.
 
 It is a yardstick, not a part of the project, and is not to be made faster. Only benchmarks import

@@ -1,4 +1,4 @@
-"""From texts to length-bucketed batches: `texts ─tokenise once─▶ TokenDataset ─▶ batches`.
+"""From texts to length-bucketed batches: `texts ─tokenize once─▶ TokenDataset ─▶ batches`.
 
 A batch is a dict: token_ids and attention_mask (b, t), padding on the right, labels (b,) or (b, t)
 where there are any, sent_ids (a list of b strings) and indices (a list: the rows in the file).
@@ -38,7 +38,7 @@ class RaggedRows:
 
 
 class TokenDataset(Dataset):
-    """Texts as token ids, tokenised once. labels: ints, lists of t ints, or None for test data."""
+    """Texts as token ids, tokenized once. labels: ints, lists of t ints, or None for test data."""
 
     def __init__(self, token_ids: list[list[int]], sent_ids: list[str], labels: list | None = None):
         self.rows, self.sent_ids = RaggedRows(token_ids), sent_ids
@@ -79,7 +79,7 @@ class TokenDataset(Dataset):
         return self._digest
 
 
-def tokenise(
+def tokenize(
     tokenizer,
     texts: list[str],
     sent_ids: list[str],

@@ -2,7 +2,7 @@
 
 import torch
 
-from engine.batches import TokenDataset, collate, tokenise
+from engine.batches import TokenDataset, collate, tokenize
 from engine.generation import generate
 from engine.records import Record, read_sonnets
 from engine.sonnets import dev_gold, prompt_text, random_lines
@@ -13,7 +13,7 @@ def prompt_dataset(model, prompts: list[Record], where) -> TokenDataset:
     texts = [prompt_text(prompt) for prompt in prompts]
     sent_ids = [prompt.sent_id for prompt in prompts]
     limit = model.gpt.config.max_position_embeddings - 1
-    return TokenDataset(tokenise(model.tokenizer, texts, sent_ids, limit, where=where), sent_ids)
+    return TokenDataset(tokenize(model.tokenizer, texts, sent_ids, limit, where=where), sent_ids)
 
 
 def complete(model, prompts: list[Record], settings) -> list[Record]:

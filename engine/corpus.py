@@ -1,6 +1,6 @@
 """Plain text for pre-training: documents, a byte-level BPE, memory-mapped tokens, full blocks.
 
-    files ─documents─▶ texts ─tokenise─▶ d₁ ∎ d₂ ∎ … ─cut─▶ blocks of t tokens and the t that follow
+    files ─documents─▶ texts ─tokenize─▶ d₁ ∎ d₂ ∎ … ─cut─▶ blocks of t tokens and the t that follow
 
 Documents stand one after the other with an end token behind each and fill every block: no padding,
 and nothing hides one document from the next. Brown et al. 2020 ("GPT-3"), appendix B.

@@ -210,10 +210,10 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     sys.excepthook = _end_imports
 
 
-def optional(module: str, who: str):
-    """Import a module of a package that requirements.txt leaves out; `who` needs it."""
+def optional(module: str, needed_by: str):
+    """Import a module of a package that requirements.txt leaves out; needed_by: for the error."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:  # of the package, or of one that it needs itself
         package = (error.name or module).partition(".")[0]
-        raise InputError(f"{who} needs {package}: pip install {package}") from error
+        raise InputError(f"{needed_by} needs {package}: pip install {package}") from error

@@ -89,10 +89,10 @@ def equip(model, extensions: Iterable[Extension]) -> None:
     apply_extensions(model, extensions)
 
 
-def replace_attention(model, attend, *, who: str, takes_prefix: bool) -> None:
+def replace_attention(model, attend, *, technique: str, takes_prefix: bool) -> None:
     """Put a function with the signature of `causal_attention` in the place of dense attention.
 
-    who: the technique, for errors. takes_prefix: whether it is right with more keys than queries,
+    technique: its name, for errors. takes_prefix: whether it is right with more keys than queries,
     which a prefix (extensions/prefix.py) brings; one that comes later asks for the same.
     """
     for layer in model.gpt.gpt_layers:
@@ -100,7 +100,9 @@ def replace_attention(model, attend, *, who: str, takes_prefix: bool) -> None:
         prefix = getattr(attention, "prefix", None)
         place = prefix or attention
         if place.attend not in DENSE or (prefix and not takes_prefix):
-            raise InputError(f"{who}: it goes with no {'prefix' if prefix else 'other attention'}")
+            raise InputError(
+                f"{technique}: it goes with no {'prefix' if prefix else 'other attention'}"
+            )
         attention.takes_prefix = takes_prefix
         place.attend = attend
 

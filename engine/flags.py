@@ -6,11 +6,11 @@ from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
 from engine.errors import InputError
+from engine.options import FitOptions
 from engine.parallel import Worker, has_bf16_units
 from engine.settings import Settings
-from engine.training import FitOptions
 
-JUDGED = 64  # dev or test rows that a GPU reads at once
+EVAL_BATCH_SIZE = 64  # dev or test rows that a GPU reads at once
 
 
 def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = None) -> None:
@@ -198,15 +198,20 @@ def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:
 
 
 def split_loader(
-    args, dataset: TokenDataset, split: str, worker: Worker, batch_size: int, judged: int = JUDGED
+    args,
+    dataset: TokenDataset,
+    split: str,
+    worker: Worker,
+    batch_size: int,
+    eval_batch_size: int = EVAL_BATCH_SIZE,
 ):
     """The loader of a task's train, dev or test rows: only train is shuffled, and shared out.
 
-    judged: dev or test rows that a GPU reads at once, if batch_size are not more.
+    eval_batch_size: dev or test rows that a GPU reads at once, if batch_size are not more.
     """
     if split != "train":
         if worker.device.type == "cuda":
-            batch_size = max(batch_size, judged)
+            batch_size = max(batch_size, eval_batch_size)
         return make_loader(dataset, batch_size, seed=args.seed)
     return make_loader(
         dataset,
@@ -214,5 +219,5 @@ def split_loader(
         seed=args.seed,
         shuffle=True,
         rank=worker.rank,
-        workers=worker.count,
+        workers=worker.world_size,
     )

@@ -17,7 +17,7 @@ from engine.batches import count_targets, split_batch, to_device
 from engine.errors import InputError
 from engine.extension import Extension
 from engine.fast.compiling import compiler_errors
-from engine.parallel import Worker, matmul_precision, sum_over_workers
+from engine.parallel import Worker, all_reduce, matmul_precision
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Objective:
         for extension in self.extensions:
             extension.before_backward(self.model, batch)
         # DistributedDataParallel averages over workers; the sum is wanted
-        (objective * self.worker.count).backward()
+        (objective * self.worker.world_size).backward()
         return torch.stack([loss.detach().double(), count_correct(logits, batch)])
 
     def _autocast(self):
@@ -70,7 +70,7 @@ class Gradients:
         has waited for. If a GPU's memory does not suffice, it begins again with half the rows.
         """
         local = float(sum(count_targets(batch) for batch in group))
-        [targets] = sum_over_workers([local], self.worker)
+        [targets] = all_reduce([local], self.worker)
         with self.precision():
             while True:
                 try:
@@ -88,7 +88,7 @@ class Gradients:
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
         figures = []
         for i, piece in enumerate(pieces):
-            last = self.worker.count == 1 or i + 1 == len(pieces)
+            last = self.worker.world_size == 1 or i + 1 == len(pieces)
             network = self.objective.network
             with contextlib.nullcontext() if last else network.no_sync():
                 share = count_targets(piece) / targets
@@ -98,7 +98,7 @@ class Gradients:
 
     def _halve_micro_batch(self, group: list[dict], error) -> None:
         rows = self.micro_batch or max(len(batch["sent_ids"]) for batch in group)
-        if rows <= 1 or self.worker.count > 1:
+        if rows <= 1 or self.worker.world_size > 1:
             raise InputError(
                 f"out of memory with {rows} rows at a time: give a smaller --batch_size or "
                 f"--model_size"

@@ -38,12 +38,12 @@ class Progress:
     correct: float = 0.0
     best: float | None = None
     best_epoch: int | None = None
-    stale: int = 0  # epochs since the best one
+    epochs_without_improvement: int = 0  # epochs since the best one
     finished: bool = False
     history: list[dict] = field(default_factory=list)
 
 
-def rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:
+def lr_multiplier(step: int, total: int, warmup: float, schedule: str) -> float:
     """What the learning rate is multiplied by at a step (from 0) out of `total`."""
     rising = round(warmup * total)
     if step < rising:

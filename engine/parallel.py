@@ -28,7 +28,7 @@ class Worker:
 
     device: torch.device
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -40,14 +40,14 @@ class Worker:
         return print if self.is_main else lambda message: None
 
 
-def worker_count() -> int:
+def world_size_of_torchrun() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def start_worker(use_gpu: bool) -> Worker:
     """Join the group that torchrun describes in the environment, or be alone; pick the device."""
-    count, local = worker_count(), int(os.environ.get("LOCAL_RANK", 0))
+    world_size, local = world_size_of_torchrun(), int(os.environ.get("LOCAL_RANK", 0))
     if use_gpu and torch.cuda.device_count() <= local:
         raise InputError(
             f"--use_gpu: {torch.cuda.device_count()} CUDA GPUs are visible, this process needs "
@@ -58,11 +58,11 @@ def start_worker(use_gpu: bool) -> Worker:
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    if count == 1:
+    if world_size == 1:
         return Worker(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if use_gpu else "gloo")
-    return Worker(device, rank=dist.get_rank(), count=count)
+    return Worker(device, rank=dist.get_rank(), world_size=world_size)
 
 
 @contextlib.contextmanager
@@ -76,9 +76,9 @@ def joined_worker(use_gpu: bool) -> Iterator[Worker]:
         dist.destroy_process_group()
 
 
-def wait_for_main(worker: Worker) -> None:
+def barrier(worker: Worker) -> None:
     """Return when every worker has come here: what worker 0 did before is done."""
-    if worker.count > 1:
+    if worker.world_size > 1:
         dist.barrier()
 
 
@@ -117,9 +117,9 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def sum_over_workers(values: list[float], worker: Worker) -> list[float]:
+def all_reduce(values: list[float], worker: Worker) -> list[float]:
     """Add up each number over all workers, in float64."""
-    if worker.count == 1:
+    if worker.world_size == 1:
         return values
     total = torch.tensor(values, dtype=torch.float64, device=worker.device)
     dist.all_reduce(total)
@@ -128,16 +128,16 @@ def sum_over_workers(values: list[float], worker: Worker) -> list[float]:
 
 def gather(value: torch.Tensor, worker: Worker) -> list[torch.Tensor]:
     """The CPU tensor that each worker brings, of one shape, in the order of ranks."""
-    if worker.count == 1:
+    if worker.world_size == 1:
         return [value]
-    gathered = [torch.empty_like(value, device=worker.device) for _ in range(worker.count)]
+    gathered = [torch.empty_like(value, device=worker.device) for _ in range(worker.world_size)]
     dist.all_gather(gathered, value.to(worker.device))
     return [tensor.cpu() for tensor in gathered]
 
 
-def copy_from_main(tensors: Iterable[torch.Tensor], worker: Worker) -> None:
+def broadcast(tensors: Iterable[torch.Tensor], worker: Worker) -> None:
     """Overwrite each worker's tensors with those of worker 0."""
-    if worker.count > 1:
+    if worker.world_size > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 

@@ -33,7 +33,7 @@ def may_record(
     options: FitOptions, worker: Worker, extensions: list[Extension], log: Callable
 ) -> bool:
     """Whether a run's steps may be recorded; a line names the extensions that they are not for."""
-    if options.eager or options.compile or worker.count > 1:
+    if options.eager or options.compile or worker.world_size > 1:
         return False
     eager = [technique_of(extension) for extension in extensions if not extension.recordable]
     if eager:

@@ -37,10 +37,10 @@ def load_state(
     tree = load_run(folder.last, folder.task, Progress, metric)
     if tree["data"] != dataset.fingerprint():
         raise InputError(f"{folder.last}: the training data has changed since: train anew")
-    if len(tree["random"]) != worker.count:
+    if len(tree["random"]) != worker.world_size:
         raise InputError(
             f"{folder.last}: saved by {len(tree['random'])} workers, these are "
-            f"{worker.count}: start as many"
+            f"{worker.world_size}: start as many"
         )
     progress = tree["progress"]
     if not progress.finished:

@@ -37,11 +37,11 @@ class RunLock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout as error:
-            who = "another process"
+            owner = "another process"
             if self.owner.exists():
-                who = self.owner.read_text(encoding="utf-8").strip() or who
+                owner = self.owner.read_text(encoding="utf-8").strip() or owner
             raise InputError(
-                f"{self.folder}: {who} is at work on this run: wait for it or stop it, or give "
+                f"{self.folder}: {owner} is at work on this run: wait for it or stop it, or give "
                 f"other flags or another --runs_dir"
             ) from error
         except (NotImplementedError, OSError) as error:  # some network drives have no locks

@@ -7,23 +7,27 @@ curves.png      the same as a picture
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from config import GPT2Config
 from engine.checkpoint import current_commit
+from engine.corpus import save_tokenizer
 from engine.errors import InputError, excerpt, is_number, quoted
 from engine.files import atomic_write
-from engine.hub import BUNDLED
+from engine.hub import BUNDLED, save_gpt2
 from engine.parallel import Worker, hardware
 from engine.plots import loss_and_metric, picture
+from models.gpt2 import GPT2Model
 
 DRAWN = ("epoch", "tokens", "train_loss", "bits_per_byte")  # numbers of each evaluation
 FACTS_ONLY_HERE = {"gpt_config", "runs_dir", "out", "resume", "checkpoint"}  # of this machine
 
 
 def tokens_per_step(args, worker: Worker) -> int:
-    return args.batch_size * args.block * args.accumulate * worker.count
+    return args.batch_size * args.block * args.accumulate * worker.world_size
 
 
 def write_making(out: Path, args, figures: dict, progress, worker: Worker) -> None:
@@ -44,6 +48,18 @@ def write_making(out: Path, args, figures: dict, progress, worker: Worker) -> No
     with atomic_write(out / "training.json") as file:
         json.dump(facts | ({"before": earlier} if earlier else {}), file, indent=2)
         file.write("\n")
+
+
+def save_model(out: Path, gpt: GPT2Model, tokenizer) -> None:
+    """Write the model (with GPT-2's dropout again) and its tokenizer."""
+    defaults = GPT2Config()
+    gpt.config = replace(
+        gpt.config,
+        hidden_dropout_prob=defaults.hidden_dropout_prob,
+        attention_probs_dropout_prob=defaults.attention_probs_dropout_prob,
+    )
+    save_gpt2(gpt, out, end_token=tokenizer.eos_token_id)
+    save_tokenizer(tokenizer, out)
 
 
 def read_making(checkpoint: str | None) -> tuple[dict, list[dict]]:
@@ -86,7 +102,7 @@ def _stage(args, progress, worker: Worker) -> dict:
         "tokens": steps * tokens_per_step(args, worker),
         "seconds": round(sum(record["seconds"] for record in progress.history)),
         "hardware": hardware(worker.device),
-        "workers": worker.count,
+        "workers": worker.world_size,
         "torch": torch.__version__,
         "commit": current_commit(),
         "flags": flags,

@@ -10,6 +10,8 @@ import torch
 from engine.errors import InputError, excerpt, is_number
 from engine.trees import load_tree
 
+RENAMED = {"stale": "epochs_without_improvement"}  # of the progress in files of earlier versions
+
 
 def load_checkpoint(path, task: str) -> dict:
     """The tree of a best or last file; one that another task wrote is refused."""
@@ -27,7 +29,8 @@ def load_run(path, task: str, progress_type: type, metric: str) -> dict:
     """
     tree = load_checkpoint(path, task)
     expect(tree, {"progress": dict, "data": str, "random": list}, path)
-    values, known = tree["progress"], get_type_hints(progress_type)
+    values = {RENAMED.get(name, name): value for name, value in tree["progress"].items()}
+    known = get_type_hints(progress_type)
     unlike = sorted(values.keys() ^ known.keys(), key=str)
     unlike += [
         name for name in known.keys() & values.keys() if not _is_a(values[name], known[name])

@@ -22,7 +22,7 @@ class Meter:
         """To be called with each batch before its step."""
         if self.started is None:
             self.started = time.monotonic()
-        self.tokens += batch["token_ids"].numel() * self.worker.count
+        self.tokens += batch["token_ids"].numel() * self.worker.world_size
 
     def tokens_per_second(self) -> float:
         """Since the last call."""
@@ -47,4 +47,4 @@ def utilization(model, tokens_per_second: float, t: int, worker: Worker) -> dict
     if not peaks:
         return {}
     flops = flops_per_token(model.gpt.config, count_parameters(model), t) * tokens_per_second
-    return {"mfu": flops / (peaks[0] * worker.count)}
+    return {"mfu": flops / (peaks[0] * worker.world_size)}

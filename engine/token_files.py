@@ -17,7 +17,7 @@ from engine.corpus import (
 from engine.errors import InputError
 from engine.files import atomic_write
 from engine.hub import load_tokenizer
-from engine.parallel import Worker, wait_for_main
+from engine.parallel import Worker, barrier
 
 MANY = 100  # documents, of which the last hundredth is one or more
 
@@ -40,7 +40,7 @@ def prepare_data(args, worker: Worker) -> Path:
         vocab_size = len(load_tokenizer(str(folder)))
         for name in ("train", "valid"):
             check_tokens(folder / f"{name}.bin", vocab_size)
-    wait_for_main(worker)
+    barrier(worker)
     return folder
 
 

@@ -52,7 +52,7 @@ class FlashAttention(Extension):
 
     def prepare_model(self, model) -> None:
         attend = functools.partial(flash_attention, block=self.block, kernel=self.kernel)
-        replace_attention(model, attend, who="flash_attention", takes_prefix=True)
+        replace_attention(model, attend, technique="flash_attention", takes_prefix=True)
 
 
 def flash_attention(

@@ -140,7 +140,7 @@ class Kfac(MatrixOptimizer):
             )
         inputs, outputs, rows = collector.sums
         targets = rows.new_tensor(self.targets)
-        workers = sum_over_workers([inputs, outputs, rows, targets])
+        workers = all_reduce([inputs, outputs, rows, targets])
         state["averaged"] += 1
         stays = min(1 - 1 / state["averaged"], group["decay"])
         state["input"].lerp_(inputs / rows.clamp(min=1), 1 - stays)
@@ -194,7 +194,7 @@ def split_like(matrix, parts: list) -> list:
     return [matrix[:, :in_size], *(matrix[:, -1] for _ in parts[1:])]
 
 
-def sum_over_workers(tensors: list) -> int:
+def all_reduce(tensors: list) -> int:
     """Add up each tensor over all workers, in place; returns the number of workers."""
     if not dist.is_initialized():
         return 1

@@ -38,7 +38,7 @@ class SlidingWindow(Extension):
 
     def prepare_model(self, model) -> None:
         attend = functools.partial(windowed_attention, window=self.window, sinks=self.sinks)
-        replace_attention(model, attend, who="sliding_window", takes_prefix=False)
+        replace_attention(model, attend, technique="sliding_window", takes_prefix=False)
 
 
 def windowed_attention(query, key, value, padding_mask, dropout, *, window: int, sinks: int):

@@ -19,7 +19,7 @@ from engine.fast.gpt2 import accelerate
 from engine.fast.step_graph import RECORDERS
 from engine.generation import generate
 from engine.parallel import Worker
-from engine.training import Trainer
+from engine.trainer import Trainer
 from models.gpt2 import GPT2Model
 
 pytestmark = [

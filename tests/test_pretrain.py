@@ -269,7 +269,7 @@ def test_utilization_is_the_share_of_the_gpu_s_peak(monkeypatch):
     model = torch.nn.Module()
     model.gpt = torch.nn.Linear(10, 10)
     model.gpt.config = GPT2Config(hidden_size=8, num_attention_heads=1, num_hidden_layers=1)
-    gpus = Worker(torch.device("cuda"), count=2)
+    gpus = Worker(torch.device("cuda"), world_size=2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     rate = 2 * 989e12 / (6 * 110 + 12 * 8 * 4)
     assert throughput.utilization(model, rate, 4, gpus) == {"mfu": pytest.approx(1.0)}

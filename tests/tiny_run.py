@@ -13,8 +13,10 @@ import classifier
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
+from engine.options import FitOptions
 from engine.settings import Settings
-from engine.training import FitOptions, Trainer, fit
+from engine.trainer import Trainer
+from engine.training import fit
 
 TOKENS, LABELS = 20, 3
 TINY = GPT2Config(

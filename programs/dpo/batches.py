@@ -15,7 +15,7 @@ from engine.batches import (
     forward_tokens,
     next_token_labels,
     next_token_loss,
-    tokenise,
+    tokenize,
 )
 from engine.errors import InputError
 from programs.dpo.losses import CHOSEN
@@ -56,7 +56,7 @@ class PairDataset(Dataset):
 class TextPairs(PairDataset):
     """Answers are texts: a pair is two rows, each the prompt, an answer and one end token.
 
-    Prompt and answer are tokenised each by itself, as they are when a model continues a prompt. A
+    Prompt and answer are tokenized each by itself, as they are when a model continues a prompt. A
     rejected answer that is too long for the model is cut, a chosen one is an error.
     """
 
@@ -119,7 +119,7 @@ class WordPairs(PairDataset):
                 )
             self.answers.append([classes[pair.rejected], classes[pair.chosen]])
         prompts, ids = [pair.prompt for pair in pairs], [pair.sent_id for pair in pairs]
-        self.texts = [[row] for row in tokenise(tokenizer, prompts, ids, limit, where=where)]
+        self.texts = [[row] for row in tokenize(tokenizer, prompts, ids, limit, where=where)]
 
     @staticmethod
     def collate(pairs: list[dict]) -> dict:

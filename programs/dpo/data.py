@@ -19,7 +19,7 @@ from engine.checkpoint import RunFolder
 from engine.completion import complete
 from engine.errors import InputError
 from engine.hub import load_tokenizer
-from engine.parallel import Worker, wait_for_main
+from engine.parallel import Worker, barrier
 from engine.records import Record
 from engine.sonnets import split_sonnets
 from programs.dpo.batches import PairDataset, TextPairs, WordPairs
@@ -107,7 +107,7 @@ def prepare_pairs(args, model, folder: RunFolder, worker: Worker):
     goes_on = args.resume and unfinished.exists()
     whole = all(path.exists() for path in paths.values())
     untrained = args.resume and (goes_on or (whole and not folder.last.exists()))
-    wait_for_main(worker)  # until all workers have looked
+    barrier(worker)  # until all workers have looked
     built = not args.resume or goes_on
     resume = args.resume and not untrained
     folder.start(resume)
@@ -117,8 +117,8 @@ def prepare_pairs(args, model, folder: RunFolder, worker: Worker):
         if goes_on:
             print(f"resumed: {len(work)} texts and pairs of log-probabilities are there already")
         datasets = keep_pairs(args, model, paths, worker=worker, work=work)
-    wait_for_main(worker)
-    datasets = datasets or {split: tokenised(args, model, path) for split, path in paths.items()}
+    barrier(worker)
+    datasets = datasets or {split: tokenized(args, model, path) for split, path in paths.items()}
     return datasets, resume
 
 
@@ -139,7 +139,7 @@ def keep_pairs(args, model, paths: dict, *, worker: Worker, work: Unfinished) ->
     work.save()  # until the last file is whole, none is taken for it
     for split, path in paths.items():
         save_pairs(path, pairs[split])
-        datasets[split] = tokenised(args, model, path)
+        datasets[split] = tokenized(args, model, path)
         if objective(args).has_reference:
             name = f"reference, {split}"
             scored = with_reference(
@@ -205,7 +205,7 @@ def precision(args, worker: Worker):
     return torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=args.bf16)
 
 
-def tokenised(args, model, path) -> PairDataset:
+def tokenized(args, model, path) -> PairDataset:
     """The pairs of a file, as the model reads them."""
     limit = model.gpt.config.max_position_embeddings
     tokenizer = load_tokenizer(args.model_size)
@@ -214,6 +214,6 @@ def tokenised(args, model, path) -> PairDataset:
 
 def make_loader(args, dataset: PairDataset, worker: Worker | None = None):
     """Batches of --batch_size pairs; for a worker they are shuffled, and its share of all."""
-    share = {"rank": worker.rank, "workers": worker.count} if worker else {"shuffle": False}
+    share = {"rank": worker.rank, "workers": worker.world_size} if worker else {"shuffle": False}
     buckets = LengthBuckets(dataset.lengths, args.batch_size, seed=args.seed, **share)
     return batch_loader(dataset, buckets, collate=dataset.collate)

@@ -87,8 +87,8 @@ def task_flags(args) -> Settings:
 
 def open_job(args, own: Settings, worker: Worker) -> Job:
     """The model, adapters absorbed, on its device, and its loaders."""
-    if worker.count > 1:
-        raise InputError(f"{worker.count} processes, expected one: start it without torchrun")
+    if worker.world_size > 1:
+        raise InputError(f"{worker.world_size} processes, expected one: start it without torchrun")
     seed_everything(own.seed)
     task = task_of(args.quantized or args.checkpoint, packed=args.quantized is not None)
     if args.quantized:

@@ -8,7 +8,7 @@ import pytest
 from course_files import COURSE_DATA, write
 
 from benchmarks.jobs import JOBS, Settings, Workload, read_rows
-from engine.batches import tokenise
+from engine.batches import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_pairs_are_prompts_and_test_rows_have_label_0(settings):
     tested = Workload(JOBS["evaluate"], settings).rows
     assert {row.label for row in tested} == {0}
     tokens = Workload(JOBS["evaluate"], settings).tokens(tested)
-    assert tokens == tokenise(
+    assert tokens == tokenize(
         Workload(JOBS["evaluate"], settings).tokenizer,
         [row.text for row in tested],
         [row.sent_id for row in tested],

@@ -53,7 +53,7 @@ def test_inputs_of_recorded_steps_are_counted_too(name, make, monkeypatch):
         calls.append(mode)
         return torch.compile(model, dynamic=True, backend="eager")
 
-    monkeypatch.setattr("engine.training.compiled", compiled)
+    monkeypatch.setattr("engine.trainer.compiled", compiled)
     plain, fast = make(PEERS["ours"], name), make(PEERS["ours-compiled"], name)
     assert check_same_answers({"ours": plain.answer(), "fast": fast.answer()}, 1e-6)["fast"] < 1e-6
     turns = []
@@ -133,7 +133,7 @@ def test_a_peer_that_writes_fewer_tokens_is_seen(make):
 def test_memory_that_sufficed_for_pieces_only_did_not_suffice(make, monkeypatch):
     peer = make(Ours, "sst-8")
     monkeypatch.setattr(
-        "engine.training.Trainer.train_epoch", lambda run: setattr(run.gradients, "micro_batch", 4)
+        "engine.trainer.Trainer.train_epoch", lambda run: setattr(run.gradients, "micro_batch", 4)
     )
     with pytest.raises(torch.OutOfMemoryError, match="4 rows at a time"):
         peer.run()

@@ -104,7 +104,7 @@ def test_adamw_gives_the_array_of_the_course():
     torch.testing.assert_close(model.weight.detach(), expected, atol=1e-4, rtol=0)
 
 
-def test_a_batch_is_tokenised_in_collate_and_padded_to_its_longest_row(tokenizer):
+def test_a_batch_is_tokenized_in_collate_and_padded_to_its_longest_row(tokenizer):
     loader = starter_data.sentiment_loader(SENTENCES, tokenizer, batch_size=4, shuffle=False)
     first, second = loader
     lengths = first["attention_mask"].sum(dim=1)

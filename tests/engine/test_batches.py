@@ -15,7 +15,7 @@ from engine.batches import (
     next_token_labels,
     split_batch,
     to_device,
-    tokenise,
+    tokenize,
 )
 from engine.errors import InputError
 
@@ -42,7 +42,7 @@ def padding_factor(batches, lengths) -> float:
     return cells / sum(lengths)
 
 
-# -- tokenising --------------------------------------------------------------------------------
+# -- tokenizing --------------------------------------------------------------------------------
 
 
 class CountingTokenizer:
@@ -56,36 +56,36 @@ class CountingTokenizer:
         return {"input_ids": [[len(word) for word in text.split()] for text in texts]}
 
 
-def test_texts_are_tokenised_once_whatever_the_number_of_epochs():
+def test_texts_are_tokenized_once_whatever_the_number_of_epochs():
     tokenizer = CountingTokenizer()
     texts = ["a bb", "ccc", "d e f"]
-    loader = make_loader(TokenDataset(tokenise(tokenizer, texts, list("xyz"), 5), list("xyz")), 2)
+    loader = make_loader(TokenDataset(tokenize(tokenizer, texts, list("xyz"), 5), list("xyz")), 2)
     for _ in range(4):
         assert sum(len(batch["sent_ids"]) for batch in loader) == 3
     assert (tokenizer.calls, tokenizer.texts) == (1, 3)
 
 
 def test_a_text_of_exactly_the_model_s_positions_is_taken_and_a_longer_one_named():
-    assert tokenise(CountingTokenizer(), ["a b c"], ["x"], 3) == [[1, 1, 1]]
+    assert tokenize(CountingTokenizer(), ["a b c"], ["x"], 3) == [[1, 1, 1]]
     with pytest.raises(InputError, match="row x: 3 tokens, expected 1 to 2"):
-        tokenise(CountingTokenizer(), ["a b c"], ["x"], 2)
+        tokenize(CountingTokenizer(), ["a b c"], ["x"], 2)
     with pytest.raises(InputError, match="row y: 0 tokens, expected 1 to 2"):
-        tokenise(CountingTokenizer(), ["a", " "], ["x", "y"], 2)
+        tokenize(CountingTokenizer(), ["a", " "], ["x", "y"], 2)
 
 
 def test_a_text_that_is_too_long_keeps_its_first_tokens_where_somebody_is_told():
     said = []
     texts = ["a bb ccc", "dddd", "a bb ccc dddd"]
-    found = tokenise(CountingTokenizer(), texts, list("xyz"), 2, where="f.csv", say=said.append)
+    found = tokenize(CountingTokenizer(), texts, list("xyz"), 2, where="f.csv", say=said.append)
     assert found == [[1, 2], [4], [1, 2]]
     assert said == ["f.csv: 2 rows are cut to 2 tokens: x, z"]
     with pytest.raises(InputError, match="row y: 0 tokens"):
-        tokenise(CountingTokenizer(), ["a", " "], ["x", "y"], 2, say=said.append)
+        tokenize(CountingTokenizer(), ["a", " "], ["x", "y"], 2, say=said.append)
 
 
 def test_of_many_texts_that_are_too_long_a_few_are_named():
     said, texts = [], ["a b c"] * 9
-    tokenise(CountingTokenizer(), texts, list("abcdefghi"), 2, where="f.csv", say=said.append)
+    tokenize(CountingTokenizer(), texts, list("abcdefghi"), 2, where="f.csv", say=said.append)
     assert said == ["f.csv: 9 rows are cut to 2 tokens: a, b, c, d, e, … 4 more"]
 
 

@@ -79,7 +79,7 @@ def changes() -> dict:
     """What another version may have written, by name: functions that change a last file's tree."""
     return {
         "an extra field": lambda tree: tree["progress"].update(tokens=5),
-        "a missing field": lambda tree: tree["progress"].pop("stale"),
+        "a missing field": lambda tree: tree["progress"].pop("epochs_without_improvement"),
         "a field of another type": lambda tree: tree["progress"].update(epoch="one"),
         "no progress": lambda tree: tree.pop("progress"),
         "progress as a list": lambda tree: tree.update(progress=[1, 2]),

@@ -12,7 +12,7 @@ from engine.batches import TokenDataset, collate, forward_tokens, make_loader, t
 from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.fast.compiling import compiled, compiler_errors
-from engine.training import Trainer
+from engine.trainer import Trainer
 
 SST = TASKS["sst"]
 CPU = torch.device("cpu")

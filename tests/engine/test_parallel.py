@@ -16,7 +16,7 @@ from engine.batches import LengthBuckets, make_loader
 from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.files import ROOT
-from engine.parallel import Worker, copy_from_main, gather, start_worker, sum_over_workers
+from engine.parallel import Worker, all_reduce, broadcast, gather, start_worker
 
 RUNS = {
     "sst": ["classifier", "--fine-tune-mode", "full-model", "--dataset", "sst"],
@@ -170,12 +170,12 @@ def test_cfimdb_s_batch_of_8_is_shared_out():
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr("engine.flags.make_loader", note)
             monkeypatch.setattr(
-                classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts)
+                classifier, "tokenize", lambda t, texts, *_, **__: [[1]] * len(texts)
             )
             args = classifier.TASKS["sst"].get_args(
                 ["--data_dir", str(ROOT / "data" / "sample"), "--batch_size", "64"]
             )
-            worker = Worker(torch.device("cpu"), rank=0, count=count)
+            worker = Worker(torch.device("cpu"), rank=0, world_size=count)
             classifier.TASKS["cfimdb"].build_loaders(args, None, 512, worker)
         sizes[count] = set(seen)
     assert sizes == {1: {8}, 2: {4}, 3: {3}, 4: {2}, 8: {1}, 16: {1}}
@@ -188,17 +188,17 @@ def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, sizes):
 
     args = classifier.TASKS["sst"].get_args(["--data_dir", str(ROOT / "data" / "sample")])
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(classifier, "tokenise", lambda t, texts, *_, **__: [[1]] * len(texts))
+        monkeypatch.setattr(classifier, "tokenize", lambda t, texts, *_, **__: [[1]] * len(texts))
         loaders = classifier.TASKS["sst"].build_loaders(args, None, 9, Worker(torch.device(device)))
     assert loaders["train"].batch_sampler.batch_size == 8
     assert {loaders[split].batch_sampler.batch_size for split in ("dev", "test")} == sizes
 
 
 def test_a_single_process_talks_to_nobody():
-    assert sum_over_workers([1.5, 2.0], WORKER) == [1.5, 2.0]
+    assert all_reduce([1.5, 2.0], WORKER) == [1.5, 2.0]
     tensor = torch.arange(3)
     assert gather(tensor, WORKER)[0] is tensor
-    copy_from_main([tensor], WORKER)
+    broadcast([tensor], WORKER)
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_an_error(monkeypatch):

@@ -272,7 +272,7 @@ def test_a_run_that_cannot_or_shall_not_be_recorded_is_eager(tmp_path, recorders
 
 def test_several_workers_and_a_compiled_network_run_eagerly():
     plain = FitOptions(epochs=1, lr=0.1, metric="dev")
-    pair = Worker(torch.device("cpu"), count=2)
+    pair = Worker(torch.device("cpu"), world_size=2)
     assert may_record(plain, WORKER, [], print)
     assert not may_record(plain, pair, [], print)
     assert not may_record(replace(plain, compile="default"), WORKER, [], print)

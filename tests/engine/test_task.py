@@ -8,7 +8,7 @@ from course_files import no_training, predicted, work_in, write
 from tiny_run import run_path
 from torch import nn
 
-from engine.batches import tokenise
+from engine.batches import tokenize
 from engine.checkpoint import load_tree
 from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments
@@ -52,7 +52,7 @@ class Praise(ClassificationTask):
 
     def tokens(self, tokenizer, rows, limit, *, where, say):
         texts, sent_ids = [row.text for row in rows], [row.sent_id for row in rows]
-        return tokenise(tokenizer, texts, sent_ids, limit, where=where, say=say)
+        return tokenize(tokenizer, texts, sent_ids, limit, where=where, say=say)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from engine.batches import collate
 from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.training import FitOptions, make_optimizer, rate_factor
+from engine.optimizers import make_optimizer
+from engine.options import FitOptions, lr_multiplier
 from optimizer import AdamW
 
 
@@ -156,21 +157,21 @@ def test_autocast_to_bfloat16_is_an_option_and_off_by_default(tmp_path):
 
 
 def test_the_rate_is_constant_unless_a_schedule_is_asked_for():
-    assert [rate_factor(step, 10, 0.0, "constant") for step in range(10)] == [1.0] * 10
+    assert [lr_multiplier(step, 10, 0.0, "constant") for step in range(10)] == [1.0] * 10
 
 
 def test_warm_up_rises_linearly_to_one_and_the_schedule_falls_to_zero_after_it():
     total, warmup = 20, 0.25
     for schedule in ("constant", "linear", "cosine"):
-        rising = [rate_factor(step, total, warmup, schedule) for step in range(5)]
+        rising = [lr_multiplier(step, total, warmup, schedule) for step in range(5)]
         assert rising == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-        assert rate_factor(5, total, warmup, schedule) == 1.0
+        assert lr_multiplier(5, total, warmup, schedule) == 1.0
     for i in range(16):
         step, share = 5 + i, i / 15
-        assert rate_factor(step, total, warmup, "linear") == pytest.approx(1 - share)
+        assert lr_multiplier(step, total, warmup, "linear") == pytest.approx(1 - share)
         cosine = 0.5 * (1 + math.cos(math.pi * share))
-        assert rate_factor(step, total, warmup, "cosine") == pytest.approx(cosine)
-    assert rate_factor(20, total, warmup, "linear") == 0.0
+        assert lr_multiplier(step, total, warmup, "cosine") == pytest.approx(cosine)
+    assert lr_multiplier(20, total, warmup, "linear") == 0.0
 
 
 def test_the_optimizer_sees_the_rate_of_its_step_over_all_epochs(tmp_path):
@@ -309,7 +310,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_rows(tmp_path, fa
 def test_losses_that_are_looked_at_late_are_the_same(tmp_path, monkeypatch, every):
     """As on a GPU: what is recorded, what a save within the epoch holds, and what is said."""
     at_once = run(Averager(), tmp_path / "once", rows=40, save_minutes=0).history
-    monkeypatch.setattr("engine.training.STEPS_UNREAD", {"cpu": every})
+    monkeypatch.setattr("engine.trainer.STEPS_UNREAD", {"cpu": every})
     saved = []
 
     def save(folder, tree, save_last=RunFolder.save_last):

@@ -17,7 +17,7 @@ import pretrain
 from engine.batches import TokenDataset, make_loader, next_token_labels
 from engine.parallel import Worker
 from engine.predicting import predict
-from engine.training import Trainer
+from engine.trainer import Trainer
 from evaluation import cross_entropy
 
 SST, PARAPHRASE = classifier.TASKS["sst"], paraphrase_detection.TASK
@@ -53,7 +53,7 @@ def test_the_steps_of_an_epoch_are_queued_without_a_look_at_any_number(
     task, accumulate, recorded, tmp_path, monkeypatch
 ):
     looks, recorder = [], CallAgain()
-    monkeypatch.setattr("engine.training.STEPS_UNREAD", {"meta": 4})
+    monkeypatch.setattr("engine.trainer.STEPS_UNREAD", {"meta": 4})
     monkeypatch.setattr(Trainer, "look_at_losses", lambda run: looks.append(len(run.unread)))
     recorders = {"meta": lambda device: recorder} if recorded else {}
     run = run_of(task, tmp_path, clip=1.0, accumulate=accumulate, recorders=recorders)

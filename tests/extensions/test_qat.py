@@ -14,7 +14,8 @@ from engine.checkpoint import load_trainable_state, trainable_state
 from engine.errors import InputError
 from engine.extension import apply_extensions
 from engine.generation import generate
-from engine.training import FitOptions, make_optimizer
+from engine.optimizers import make_optimizer
+from engine.options import FitOptions
 from extensions.integer_linear import export_integers
 from extensions.lora import LoRA, adapters, merge
 from extensions.qat import QAT, InputQuantizer, QuantizedForward, noted_by_all, quantized

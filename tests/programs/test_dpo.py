@@ -18,7 +18,7 @@ from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
 from engine.records import Record
 from engine.settings import Settings
-from engine.training import Trainer
+from engine.trainer import Trainer
 from programs.dpo import data as preference_data
 from programs.dpo import dpo
 from programs.dpo.batches import TextPairs, WordPairs
@@ -567,7 +567,7 @@ def test_another_model_or_data_does_not_go_on_with_these_samples(
     assert f"pairs-unfinished.jsonl: of a run that differs from this one in {what}: give" in error
 
 
-def test_pairs_are_tokenised_once(trained, place, monkeypatch):
+def test_pairs_are_tokenized_once(trained, place, monkeypatch):
     made, build = [], TextPairs.__init__
     monkeypatch.setattr(
         TextPairs, "__init__", lambda self, *a, **how: (made.append(how), build(self, *a, **how))[1]

@@ -1,0 +1,210 @@
+"""The state of a run of `fit`: its steps, and what happens between two epochs."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from engine.errors import InputError, Stopped, stop_deferred
+from engine.fast.compiling import compiled
+from engine.fast.step_graph import RECORDERS
+from engine.gradients import Objective
+from engine.optimizers import make_optimizer
+from engine.options import Progress, lr_multiplier
+from engine.parallel import all_reduce
+from engine.recorded_gradients import make_gradients
+from engine.resuming import load_state, save_state
+
+STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
+BAR_SECONDS = 0.25  # between two pictures of the progress bar
+
+
+class Trainer:
+    """The state of one call of `fit`."""
+
+    def __init__(
+        self, model, loader, loss_fn, options, folder, worker, extensions, forward, log,
+        recorders=RECORDERS,
+    ):  # fmt: skip
+        self.model, self.loader, self.options = model, loader, options
+        self.folder, self.worker, self.extensions = folder, worker, extensions
+        self.log = log if worker.is_main else lambda message: None
+        self.progress = Progress()
+        self.optimizer = make_optimizer(model, options, extensions)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        network = DistributedDataParallel(model) if worker.world_size > 1 else model
+        network = compiled(network, options.compile)
+        objective = Objective(model, network, forward, loss_fn, extensions, worker, options.bf16)
+        self.gradients = make_gradients(objective, self.optimizer, options, self.log, recorders)
+        self.saved_at = time.monotonic()
+        self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
+
+    # -- training -------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.loader) // self.options.accumulate)
+
+    def train_epoch(self) -> None:
+        """One pass over the data, or the rest of one that was interrupted."""
+        progress, started = self.progress, time.monotonic()
+        self.model.train()
+        self.loader.batch_sampler.set_epoch(progress.epoch)
+        bar = tqdm(
+            self.loader.groups(self.options.accumulate, first=progress.step),
+            desc=f"train-{progress.epoch}",
+            initial=progress.step,
+            total=self.steps_per_epoch,
+            mininterval=BAR_SECONDS,
+            leave=False,
+            disable=None if self.worker.is_main else True,
+        )
+        with stop_deferred() as signals:
+            self._train_steps(bar, signals)
+        self.seconds = time.monotonic() - started
+
+    def _train_steps(self, groups: Iterable[list[dict]], signals: list[int]) -> None:
+        """A step for each group; saved now and then, and before a signal ends the process."""
+        progress = self.progress
+        for group in groups:
+            self.step(group)
+            within = progress.step < self.steps_per_epoch
+            if within and time.monotonic() - self.saved_at >= 60 * self.options.save_minutes:
+                self.look_at_losses()
+                self.save()
+            if signals:
+                break
+        self.look_at_losses()
+        if signals:
+            self.save()
+            raise Stopped(signals[0])
+
+    def step(self, group: list[dict]) -> None:
+        """One optimizer step, on the batches of a group."""
+        self._set_rates()
+        targets, figures = self.gradients.of(group)
+        self.progress.targets += targets
+        self.unread.append((self.progress.step, _ids(group), figures))
+        if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, 1):
+            self.look_at_losses()
+        if self.options.clip:
+            nn.utils.clip_grad_norm_(self.trained, self.options.clip)
+        self.optimizer.step()
+        for extension in self.extensions:
+            extension.after_step(self.model)
+        self.progress.step += 1
+
+    def _set_rates(self) -> None:
+        progress, total = self.progress, self.steps_per_epoch * self.options.epochs
+        step = progress.epoch * self.steps_per_epoch + progress.step
+        multiplier = lr_multiplier(step, total, self.options.warmup, self.options.schedule)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * multiplier
+
+    def look_at_losses(self) -> None:
+        """Add the figures of the steps since the last look to the epoch's.
+
+        On a GPU many steps pass between two looks: each waits for all that was queued there.
+        """
+        if not self.unread:
+            return
+        flat = torch.cat([figures for *_, figures in self.unread]).tolist()
+        flat = all_reduce(flat, self.worker)
+        for (step, ids, _), loss, correct in zip(self.unread, flat[::2], flat[1::2], strict=True):
+            if not math.isfinite(loss):
+                self._diverged(f"the loss is {loss}", step, ids)
+            self.progress.loss += loss
+            self.progress.correct += correct
+        self.unread.clear()
+
+    def _diverged(self, what: str, step: int, ids: list[str]) -> None:
+        rows = f"; batch ids: {', '.join(ids)}" if ids else ""
+        kept = self.progress.best_epoch is not None
+        raise InputError(
+            f"epoch {self.progress.epoch}, step {step}: {what}{rows}; the run stops"
+            f"{f', {self.folder.path} keeps the best epoch before' if kept else ''}: give a "
+            f"smaller --lr or --clip 1{', or look at these rows' if ids else ''}"
+        )
+
+    # -- between epochs -------------------------------------------------------------------------
+
+    def evaluated(self) -> contextlib.ExitStack:
+        with contextlib.ExitStack() as stack:
+            for extension in self.extensions:
+                stack.enter_context(extension.evaluated(self.model))
+            return stack.pop_all()
+
+    def check_weights(self) -> None:
+        """Stop a run whose weights cannot be evaluated."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
+            self._diverged("a weight is not finite", self.progress.step, [])
+
+    def judge(self, metrics: dict) -> None:
+        """Record the figures, and keep the weights if they are the best so far."""
+        progress, options = self.progress, self.options
+        record = {
+            "epoch": progress.epoch,
+            "train_loss": progress.loss / progress.targets,
+            "train_acc": progress.correct / progress.targets,
+            **metrics,
+            "seconds": round(self.seconds, 3),
+        }
+        progress.history.append(record)
+        shown = [
+            f"{key.replace('_', ' ')} :: {record[key]:.3f}" for key in record if key != "epoch"
+        ]
+        self.log(f"Epoch {progress.epoch}: {', '.join(shown)}")
+        for name, figure in metrics.items():
+            if not math.isfinite(figure):
+                self._diverged(f"{name} is {figure}", progress.step, [])
+        value = metrics[options.metric]
+        sign = 1 if options.maximize else -1
+        if progress.best is None or sign * value > sign * progress.best:
+            progress.best, progress.best_epoch, progress.epochs_without_improvement = (
+                value,
+                progress.epoch,
+                0,
+            )
+            self.folder.save_best(self.model, record)
+        else:
+            progress.epochs_without_improvement += 1
+
+    def finish_epoch(self) -> None:
+        """Go on to the next epoch, and save everything."""
+        progress, options = self.progress, self.options
+        progress.epoch += 1
+        progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
+        stop = 0 < options.patience <= progress.epochs_without_improvement
+        progress.finished = stop or progress.epoch >= options.epochs
+        self.folder.write_metrics(progress.history)
+        if progress.finished:
+            self.folder.draw_curves(progress.history, options.metric)
+        if self.worker.is_main:
+            for extension in self.extensions:
+                extension.after_epoch(progress.history[-1], self.folder)
+        self.save()
+
+    def save(self) -> None:
+        dataset = self.loader.dataset
+        save_state(self.folder, self.progress, self.model, self.optimizer, dataset, self.worker)
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        dataset, metric = self.loader.dataset, self.options.metric
+        self.progress = load_state(
+            self.folder, self.model, self.optimizer, dataset, self.worker, metric
+        )
+        if self.progress.finished:
+            self.log("this run is finished: its best epoch is taken as it is")
+        else:
+            self.log(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
+
+
+def _ids(group: list[dict]) -> list[str]:
+    return [sent_id for batch in group for sent_id in batch["sent_ids"]]
