@@ -22,6 +22,7 @@ from engine.parallel import seed_everything, start_worker
 # isort: split
 
 from benchmarks import core
+from benchmarks.provenance import check_committed
 from benchmarks.report import memory_table, table
 from config import SIZES
 from engine.records import data_file
@@ -65,6 +66,7 @@ def get_args(argv=None):
 @command
 def main():
     minutes, args = get_args()
+    check_committed(args)
     start_worker(args.use_gpu)  # before anything is made, it says if no GPU is there
     clock = Clock(minutes)
     seed_everything(args.seed)

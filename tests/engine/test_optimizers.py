@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from tiny_run import Averager, tiny_classifier, weights
+from tiny_run import Averager, weights
 
-from engine.errors import InputError
-from engine.extension import load_extensions, techniques
 from engine.fast.adamw import FusedAdamW
 from engine.optimizers import make_optimizer, spare_vectors
 from engine.options import FitOptions
@@ -34,47 +32,6 @@ def test_matrices_and_embeddings_decay_and_biases_do_not():
     assert lengths == pytest.approx(expected)
 
 
-def brings_an_optimizer(name: str) -> bool:
-    [extension] = load_extensions([name])
-    return extension.make_optimizer(tiny_classifier(), LR, 0.0) is not None
-
-
-NAMES = [name for name in techniques() if not name.startswith("log_") and brings_an_optimizer(name)]
-
-
-def take_step(model, optimizer, extension) -> None:
-    optimizer.zero_grad()
-    tokens, mask = torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.long)
-    logits = model(tokens, mask)
-    labels = torch.zeros(2, dtype=torch.long)
-    extension.before_backward(model, {"labels": labels, "attention_mask": mask})
-    logits.square().sum().backward()
-    optimizer.step()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_optimizers_of_techniques_leave_vectors_alone_too(name):
-    """By a step from the same start, with decay and without, after one at a rate of 0: soap's
-    first step only looks at the gradient."""
-    moved = []
-    for decay in (DECAY, 0.0):
-        model = tiny_classifier()
-        [extension] = load_extensions([name])
-        optimizer = make_optimizer(model, options(weight_decay=decay), [extension])
-        rates = [group["lr"] for group in optimizer.param_groups]
-        for factor in (0, 1):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = factor * rate
-            take_step(model, optimizer, extension)
-        moved.append(weights(model))
-    unlike = {n for n, tensor in moved[0].items() if not torch.equal(tensor, moved[1][n])}
-    assert unlike == {n for n, tensor in moved[0].items() if tensor.dim() > 1}
-
-
-def test_some_techniques_bring_an_optimizer():
-    assert {"soap", "muon", "kfac", "llrd"} <= set(NAMES)
-
-
 def test_groups_that_do_not_decay_or_have_no_vectors_stay_as_they_are():
     model = Averager()
     for parameters, decay in ((model.parameters(), 0.0), ([model.head.weight], DECAY)):
@@ -100,8 +57,3 @@ def test_betas_are_an_option_and_the_course_s_by_default():
     for betas, how in (((0.9, 0.999), {}), ((0.9, 0.95), {"betas": (0.9, 0.95)})):
         optimizer = make_optimizer(Averager(), options(**how), [])
         assert all(group["betas"] == betas for group in optimizer.param_groups)
-
-
-def test_two_optimizers_are_refused():
-    with pytest.raises(InputError, match="2 extensions bring an optimizer: choose one"):
-        make_optimizer(tiny_classifier(), options(), load_extensions(["soap", "muon"]))
