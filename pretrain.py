@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from config import SIZES, GPT2Config
-from engine.batches import batch_loader, next_token_loss
+from engine.batches import BatchLoader, next_token_loss
 from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import BlockBatches, TokenBlocks, collate_blocks
 from engine.extension import equip, load_extensions
@@ -105,12 +105,12 @@ def build_loaders(args, data: Path, worker: Worker) -> dict:
         rank=worker.rank,
         workers=worker.world_size,
     )
-    loaders = {"train": batch_loader(train, batches, collate=collate_blocks)}
+    loaders = {"train": BatchLoader(train, batches, collate=collate_blocks)}
     for name, most in {"dev": args.eval_blocks, "valid": None}.items():
         blocks = TokenBlocks(data / "valid.bin", args.block, most)
         rows = list(range(len(blocks)))
         cuts = [rows[i : i + args.batch_size] for i in range(0, len(rows), args.batch_size)]
-        loaders[name] = batch_loader(blocks, cuts, collate=collate_blocks)
+        loaders[name] = BatchLoader(blocks, cuts, collate=collate_blocks)
     return loaders
 
 

@@ -194,11 +194,7 @@ def make_loader(dataset, batch_size, *, seed=0, shuffle=False, rank=0, workers=1
     buckets = LengthBuckets(
         dataset.lengths, batch_size, seed=seed, shuffle=shuffle, rank=rank, workers=workers
     )
-    return batch_loader(dataset, buckets, collate=collate)
-
-
-def batch_loader(dataset, batch_sampler, *, collate) -> BatchLoader:
-    return BatchLoader(dataset, batch_sampler, collate)
+    return BatchLoader(dataset, buckets, collate=collate)
 
 
 def forward_tokens(model, batch: dict):

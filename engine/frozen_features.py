@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from engine.batches import batch_loader, make_loader
+from engine.batches import BatchLoader, make_loader
 
 ROWS = 32  # read at once
 
@@ -61,4 +61,4 @@ def forward_features(model, batch: dict):
 def feature_loader(model, loader, device):
     """The same batches as the loader's, of features in place of tokens."""
     features = FrozenFeatures(model, make_loader(loader.dataset, ROWS), device)
-    return batch_loader(features, loader.batch_sampler, collate=features.collate)
+    return BatchLoader(features, loader.batch_sampler, collate=features.collate)

@@ -166,11 +166,8 @@ class Trainer:
         value = metrics[options.metric]
         sign = 1 if options.maximize else -1
         if progress.best is None or sign * value > sign * progress.best:
-            progress.best, progress.best_epoch, progress.epochs_without_improvement = (
-                value,
-                progress.epoch,
-                0,
-            )
+            progress.best, progress.best_epoch = value, progress.epoch
+            progress.epochs_without_improvement = 0
             self.folder.save_best(self.model, record)
         else:
             progress.epochs_without_improvement += 1

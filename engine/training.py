@@ -15,7 +15,7 @@ from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
 from engine.extension import Extension
 from engine.fast.step_graph import RECORDERS
-from engine.inputs import frozen_weights
+from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, broadcast
 from engine.trainer import Trainer
@@ -47,7 +47,8 @@ def fit(
     run = Trainer(
         model, loader, loss_fn, options, folder, worker, extensions, forward, log, recorders
     )
-    folder.inputs = frozen_weights(model) | folder.inputs
+    if FROZEN not in folder.inputs:
+        folder.inputs = frozen_weights(model) | folder.inputs
     folder.check_begun(options.resume)
     with folder.locked():
         return train_and_take_best(run, evaluate)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import paraphrase_detection
-from engine.batches import LengthBuckets, batch_loader, to_device
+from engine.batches import BatchLoader, LengthBuckets, to_device
 from engine.checkpoint import RunFolder
 from engine.completion import complete
 from engine.errors import InputError
@@ -186,7 +186,7 @@ def with_reference(
     def make(batches: list[list[int]], _) -> list:
         """[the number of a pair, its log π_ref] of each pair in these batches."""
         found = []
-        for batch in batch_loader(dataset, batches, collate=dataset.collate):
+        for batch in BatchLoader(dataset, batches, collate=dataset.collate):
             with precision(args, worker):
                 log_probs = dataset.log_probs(model, to_device(batch, worker.device))
             found += zip(batch["indices"], log_probs.tolist(), strict=True)
@@ -216,4 +216,4 @@ def make_loader(args, dataset: PairDataset, worker: Worker | None = None):
     """Batches of --batch_size pairs; for a worker they are shuffled, and its share of all."""
     share = {"rank": worker.rank, "workers": worker.world_size} if worker else {"shuffle": False}
     buckets = LengthBuckets(dataset.lengths, args.batch_size, seed=args.seed, **share)
-    return batch_loader(dataset, buckets, collate=dataset.collate)
+    return BatchLoader(dataset, buckets, collate=dataset.collate)
