@@ -5,14 +5,20 @@ TRIED = {"soap": Tried(varied=["every=2,beta1=0.8,beta2=0.7,max_dim=32"])}
 
 import importlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.extension import techniques
+from engine.extension import Extension, load_extensions, techniques
 
 FOLDER = Path(__file__).resolve().parent / "extensions"
 # Loggers act on nothing: test_loggers.py.
 NAMES = [name for name in techniques() if not name.startswith("log_")]
+
+
+def those_whose(condition: Callable[[Extension], bool]) -> list[str]:
+    """The techniques that a condition holds for, loaded with their default options."""
+    return [name for name in NAMES if condition(load_extensions([name])[0])]
 
 
 @dataclass(frozen=True)

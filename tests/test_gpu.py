@@ -2,11 +2,13 @@
 
 import gc
 import json
+from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from course_files import call_main, predicted, work_in, write_course, write_model
+from technique_cases import those_whose
 from tiny_run import run_path, same_bits, tiny_classifier
 from tiny_run import trainer as new_trainer
 
@@ -14,7 +16,7 @@ import classifier
 from engine.batches import TokenDataset, make_loader
 from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
-from engine.extension import Extension, load_extensions, techniques
+from engine.extension import Extension
 from engine.fast.gpt2 import accelerate
 from engine.fast.step_graph import RECORDERS
 from engine.generation import generate
@@ -114,14 +116,7 @@ def test_a_compiled_network_follows_the_plain_one(task, place, monkeypatch):
         torch.testing.assert_close(quick[name], plain[name], atol=1e-3, rtol=0.05)
 
 
-RECORDED = [
-    name
-    for name in techniques()
-    if not name.startswith("log_") and load_extensions([name])[0].recordable
-]
-
-
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", those_whose(attrgetter("recordable")))
 def test_a_technique_that_says_that_it_can_be_recorded_learns_what_it_does_eagerly(
     name, place, monkeypatch, capsys
 ):

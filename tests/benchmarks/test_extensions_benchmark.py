@@ -5,12 +5,12 @@ import re
 from functools import partial
 
 import pytest
+from technique_cases import NAMES
 
 import pretrain
 from benchmarks import extension_tables, tables
 from benchmarks import extensions as benchmark
 from config import GPT2Config
-from engine.extension import techniques
 from engine.files import ROOT
 from studies import programs_help, study, techniques_help
 
@@ -26,7 +26,7 @@ def tiny(monkeypatch):
     monkeypatch.setitem(pretrain.SHAPES, "tiny", TINY)
 
 
-TECHNIQUES = {name for name in techniques() if not name.startswith("log_")}
+TECHNIQUES = set(NAMES)
 
 
 def cells() -> dict[str, tuple[str, str]]:

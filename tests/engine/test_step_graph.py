@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import replace
+from operator import attrgetter
 
 import pytest
 import torch
 from course_files import WORKER, call_main, work_in, write_course, write_model
 from recorder import CallAgain
+from technique_cases import those_whose
 from tiny_run import Averager, examples, run, run_path, same_bits, tiny_classifier, weights
 from tiny_run import trainer as new_trainer
 
@@ -15,7 +17,7 @@ import classifier
 from engine.batches import TokenDataset, collate, make_loader
 from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
-from engine.extension import Extension, apply_extensions, load_extensions, techniques
+from engine.extension import Extension, apply_extensions, load_extensions
 from engine.fast.step_graph import RECORDERS, StepGraphs
 from engine.options import FitOptions
 from engine.parallel import Worker
@@ -109,14 +111,7 @@ def whole_lengths(rows: int) -> TokenDataset:
     return TokenDataset(ids, [f"row{i}" for i in range(rows)], [i % 3 for i in range(rows)])
 
 
-RECORDABLE = [
-    name
-    for name in techniques()
-    if not name.startswith("log_") and load_extensions([name])[0].recordable
-]
-
-
-@pytest.mark.parametrize("technique", RECORDABLE)
+@pytest.mark.parametrize("technique", those_whose(attrgetter("recordable")))
 def test_techniques_that_change_modules_are_recorded_and_learn_the_same(
     tmp_path, recorders, technique
 ):

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from technique_cases import those_whose
 from tiny_run import tiny_classifier, weights
 
 from engine.errors import InputError
-from engine.extension import load_extensions, techniques
+from engine.extension import load_extensions
 from engine.optimizers import make_optimizer
 from engine.options import FitOptions
 
@@ -16,12 +17,11 @@ def options(weight_decay: float = DECAY) -> FitOptions:
     return FitOptions(epochs=1, lr=LR, metric="none", weight_decay=weight_decay)
 
 
-def brings_an_optimizer(name: str) -> bool:
-    [extension] = load_extensions([name])
+def brings_an_optimizer(extension) -> bool:
     return extension.make_optimizer(tiny_classifier(), LR, 0.0) is not None
 
 
-NAMES = [name for name in techniques() if not name.startswith("log_") and brings_an_optimizer(name)]
+NAMES = those_whose(brings_an_optimizer)
 
 
 def take_step(model, optimizer, extension) -> None:

@@ -5,22 +5,22 @@ import copy
 import pytest
 import torch
 from matrix_runs import model_with_head
+from technique_cases import those_whose
 from torch import nn
 
 from engine.checkpoint import load_tree, save_tree
 from engine.errors import InputError
-from engine.extension import apply_extensions, load_extensions, techniques
+from engine.extension import apply_extensions, load_extensions
 from engine.fast.adamw import FusedAdamW
 from extensions.lora import LoRA
 from extensions.matrix_optimizer import MatrixOptimizer
 
 
-def brings_one(name: str) -> bool:
-    [extension] = load_extensions([name])
+def brings_one(extension) -> bool:
     return isinstance(extension.make_optimizer(model_with_head(), 0.1, 0.0), MatrixOptimizer)
 
 
-NAMES = [name for name in techniques() if not name.startswith("log_") and brings_one(name)]
+NAMES = those_whose(brings_one)
 
 
 @pytest.fixture
