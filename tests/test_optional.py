@@ -14,7 +14,7 @@ NAMES = re.findall(
 )
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("extensions", "programs", "studies", "benchmarks")
+    for folder in ("extensions", "programs", "studies", "benchmarks", "course")
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 IMPORT = f"""
