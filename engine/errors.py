@@ -1,7 +1,6 @@
 """How programs end: errors for people in one line, Ctrl-C, flags, packages that are missing."""
 
 import argparse
-import contextlib
 import difflib
 import functools
 import importlib
@@ -9,11 +8,13 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+
+from engine.signals import Stopped, interrupt, stop_signals, watch_interrupts
 
 NOT_BEGUN = "interrupted: nothing was begun"
+WHOLE = "what was saved is whole; a run goes on by --resume"
 EXCERPT = 300  # characters that a message shows of a file's content, or of a library's message
 LONGEST = 1500  # characters of a whole message
 LARGEST_INT, LARGEST_FLOAT = 2**63 - 1, 3.4e38  # of the tensors that flags end up in
@@ -26,14 +27,6 @@ class InputError(Exception):
     The message is for the person at the keyboard, on one line: which file and line, what was
     found, what was expected, what to do. Programs print it and exit with code 2 (`command`).
     """
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGHUP: a cluster wants its machine back, or a terminal was closed."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 def some(names: list[str], shown: int = 5) -> str:
@@ -111,10 +104,10 @@ def command(main):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # notebooks' have not
                 stream.reconfigure(errors="replace")  # what a terminal cannot show ends no run
-        if _interrupt.came:
+        if interrupt.came:
             leave(NOT_BEGUN, 130)
         try:
-            with stop_signals(_stop):
+            with stop_signals():
                 return main(*args, **kwargs)
         except InputError as error:
             message = str(error)
@@ -126,45 +119,14 @@ def command(main):
                 raise
             message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
-            leave("interrupted: what was saved is whole; a run goes on by --resume", 130)
+            leave(f"interrupted: {WHOLE}", 130)
         except Stopped as stopped:
             name = signal.Signals(stopped.number).name
-            message = f"stopped by {name}: what was saved is whole; a run goes on by --resume"
-            leave(message, 128 + stopped.number)
+            how = "interrupted" if stopped.number == signal.SIGINT else f"stopped by {name}"
+            leave(f"{how}: {WHOLE}", 128 + stopped.number)
         leave(f"error: {message}", 2)
 
     return run
-
-
-@contextlib.contextmanager
-def stop_signals(handler) -> Iterator[None]:
-    """In the block, `handler` gets SIGTERM and SIGHUP, if it could be the system's default.
-
-    torchrun ends its workers by SIGTERM, at once: theirs is left alone.
-    """
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    free = threading.current_thread() is threading.main_thread() and "RANK" not in os.environ
-    before = {number: signal.getsignal(number) for number in numbers if free}
-    before = {number: old for number, old in before.items() if old in (signal.SIG_DFL, _stop)}
-    for number in before:
-        signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-@contextlib.contextmanager
-def stop_deferred() -> Iterator[list[int]]:
-    """In the block, SIGTERM and SIGHUP are only noted, in the list that it gives."""
-    came: list[int] = []
-    with stop_signals(lambda number, frame: came.append(number)):
-        yield came
-
-
-def _stop(number, frame) -> None:
-    raise Stopped(number)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -189,24 +151,16 @@ def leave(message: str, code: int):
     sys.exit(code)
 
 
-def _interrupt(number, frame) -> None:
-    """Ctrl-C as ever, and noted: packages in C may fail by it in other words, or swallow it."""
-    _interrupt.came = True
-    signal.default_int_handler(number, frame)
-
-
 def _end_imports(kind, error, trace) -> None:
     """An error that nobody caught: of a Ctrl-C while a program imports, one line."""
-    if hasattr(sys, "ps1") or not (_interrupt.came or issubclass(kind, KeyboardInterrupt)):
+    if hasattr(sys, "ps1") or not (interrupt.came or issubclass(kind, KeyboardInterrupt)):
         sys.__excepthook__(kind, error, trace)  # ps1: somebody types into Python itself
     else:
         leave(NOT_BEGUN, 130)
 
 
-_interrupt.came = False
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    if threading.current_thread() is threading.main_thread():  # others may not
-        signal.signal(signal.SIGINT, _interrupt)
+    watch_interrupts()
     sys.excepthook = _end_imports
 
 

@@ -3,14 +3,13 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from engine.errors import InputError, Stopped, stop_deferred
+from engine.errors import InputError
 from engine.fast.compiling import compiled
 from engine.fast.step_graph import RECORDERS
 from engine.gradients import Objective
@@ -19,6 +18,7 @@ from engine.options import Progress, lr_multiplier
 from engine.parallel import all_reduce
 from engine.recorded_gradients import make_gradients
 from engine.resuming import load_state, save_state
+from engine.signals import Asked
 
 STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
 BAR_SECONDS = 0.25  # between two pictures of the progress bar
@@ -43,6 +43,7 @@ class Trainer:
         objective = Objective(model, network, forward, loss_fn, extensions, worker, options.bf16)
         self.gradients = make_gradients(objective, self.optimizer, options, self.log, recorders)
         self.saved_at = time.monotonic()
+        self.asked = Asked()  # what signals want; `fit` defers them
         self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
 
     # -- training -------------------------------------------------------------------------------
@@ -65,25 +66,17 @@ class Trainer:
             leave=False,
             disable=None if self.worker.is_main else True,
         )
-        with stop_deferred() as signals:
-            self._train_steps(bar, signals)
+        for group in bar:
+            self.step(group)
+            if progress.step < self.steps_per_epoch and self._save_is_due():
+                self.save()
+            self.asked.check()
+        self.look_at_losses()
         self.seconds = time.monotonic() - started
 
-    def _train_steps(self, groups: Iterable[list[dict]], signals: list[int]) -> None:
-        """A step for each group; saved now and then, and before a signal ends the process."""
-        progress = self.progress
-        for group in groups:
-            self.step(group)
-            within = progress.step < self.steps_per_epoch
-            if within and time.monotonic() - self.saved_at >= 60 * self.options.save_minutes:
-                self.look_at_losses()
-                self.save()
-            if signals:
-                break
-        self.look_at_losses()
-        if signals:
-            self.save()
-            raise Stopped(signals[0])
+    def _save_is_due(self) -> bool:
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return self.asked.save or minutes >= self.options.save_minutes
 
     def step(self, group: list[dict]) -> None:
         """One optimizer step, on the batches of a group."""
@@ -135,7 +128,9 @@ class Trainer:
     # -- between epochs -------------------------------------------------------------------------
 
     def evaluated(self) -> contextlib.ExitStack:
+        """The context of an evaluation, which a signal ends before its next batch."""
         with contextlib.ExitStack() as stack:
+            stack.callback(self.model.register_forward_pre_hook(self.asked.check).remove)
             for extension in self.extensions:
                 stack.enter_context(extension.evaluated(self.model))
             return stack.pop_all()
@@ -188,6 +183,8 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
+        self.look_at_losses()
+        self.asked.save = False
         dataset = self.loader.dataset
         save_state(self.folder, self.progress, self.model, self.optimizer, dataset, self.worker)
         self.saved_at = time.monotonic()

@@ -18,6 +18,7 @@ from engine.fast.step_graph import RECORDERS
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, broadcast
+from engine.signals import Stopped, deferred
 from engine.trainer import Trainer
 
 
@@ -42,6 +43,9 @@ def fit(
     model before. A loss that is not finite stops the run. recorders: by type of device, what makes
     the recorder of its steps; forward and loss_fn are then called for a few batches of each shape
     alone, with tensors alone, and must not look at a number.
+
+    SIGTERM, SIGHUP and Ctrl-C end it after the step, or before the next batch of an evaluation:
+    it saves and raises `Stopped`. SIGUSR1 makes it save after the step and go on.
     """
     extensions = list(extensions)
     run = Trainer(
@@ -64,12 +68,17 @@ def train_and_take_best(run: Trainer, evaluate: Callable) -> Progress:
         run.log("a run with these flags was here before and is done anew; --resume would go on")
     if not run.progress.finished and hasattr(run.optimizer, "init_state"):
         run.optimizer.init_state()  # now: memory that runs out later is answered by smaller pieces
-    while not run.progress.finished:
-        run.train_epoch()
-        with run.evaluated():
-            run.check_weights()
-            run.judge(evaluate(model))
-        run.finish_epoch()
+    with deferred() as run.asked:
+        try:
+            while not run.progress.finished:
+                run.train_epoch()
+                with run.evaluated():
+                    run.check_weights()
+                    run.judge(evaluate(model))
+                run.finish_epoch()
+        except Stopped:
+            run.save()
+            raise
     if worker.is_main:
         best = load_checkpoint(folder.best, folder.task)
         load_trainable_state(model, best["model"], folder.best)

@@ -1,5 +1,6 @@
 """A run is one unit: whatever ends it, best and last belong together, and to one process."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from children import at_write, in_child
 from tiny_run import Averager, folder, no_picture, run, run_path, same_bits, summed_loss
 
 from engine import files
 from engine.best_file import named_best
 from engine.errors import InputError, command
+from engine.extension import Extension
 from engine.files import ROOT, atomic_write, process_mark, remove_leftovers
 from engine.trees import load_tree, save_tree, tree_digest
 
@@ -192,31 +195,122 @@ def test_what_a_dead_process_wrote_is_a_leftover(tmp_path):
 # -- signals -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def raising(number: int, at: int, function, times: int = 1):
+    """The function, with a signal to this process in its call of this number."""
+    calls = iter(range(1, 100))
+
+    def call(*args):
+        if next(calls) == at:
+            for _ in range(times):
+                os.kill(os.getpid(), number)
+        return function(*args)
+
+    return call
+
+
+def stopped_by(number: int, root, **options) -> dict:
+    """The progress that a run in a process of its own saves when it is stopped in this way."""
+    status = in_child(command(lambda: run(Averager(), root, **options)))
+    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + number
+    return load_tree(run_path(root, "*/last.safetensors"))["progress"]
+
+
+STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
+OPTIONS = {"epochs": 2, "save_minutes": 60, "evaluate": size_of_weights}  # saves at an epoch's end
+
+
+@pytest.mark.parametrize("number", STOPPING)
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_bits(
     number, step, tmp_path, monkeypatch
 ):
-    """Nothing else is saved within an epoch here; steps 1 to 3 are the first epoch's."""
+    """Steps 1 to 3 are the first epoch's."""
     monkeypatch.setattr("engine.checkpoint.plot_curves", no_picture)
-    options = {"epochs": 2, "save_minutes": 60, "evaluate": size_of_weights}
-    run(Averager(), tmp_path / "whole", **options)
-    calls = iter(range(1, 100))
+    run(Averager(), tmp_path / "whole", **OPTIONS)
+    part = tmp_path / "part"
+    progress = stopped_by(number, part, loss_fn=raising(number, step, summed_loss), **OPTIONS)
+    assert (progress["epoch"], progress["step"]) == ((0, step) if step < 4 else (1, step - 3))
+    run(Averager(), part, resume=True, **OPTIONS)
+    assert same_bits(best_of(part)["model"], best_of(tmp_path / "whole")["model"])
+
+
+class Doubled(Extension):
+    """Evaluations see twice the head's weights."""
+
+    @contextlib.contextmanager
+    def evaluated(self, model):
+        with torch.no_grad():
+            model.head.weight.mul_(2)
+            try:
+                yield
+            finally:
+                model.head.weight.div_(2)
+
+
+@pytest.mark.parametrize("number", STOPPING)
+def test_a_signal_ends_an_evaluation_before_its_next_batch(number, tmp_path, monkeypatch):
+    """The epoch's training is saved, and what an average of weights has swapped is put back."""
+    monkeypatch.setattr("engine.checkpoint.plot_curves", no_picture)
+    batch = torch.zeros(1, 2, dtype=torch.long), torch.ones(1, 2)
+    whole, part = tmp_path / "whole", tmp_path / "part"
+
+    def evaluate(model):
+        model(*batch)
+        return size_of_weights(model)
+
+    def options(evaluate) -> dict:
+        return {**OPTIONS, "evaluate": evaluate, "extensions": [Doubled()]}
+
+    run(Averager(), whole, **options(evaluate))
+    progress = stopped_by(number, part, **options(raising(number, 2, evaluate)))
+    assert (progress["epoch"], progress["step"], len(progress["history"])) == (1, 3, 1)
+    run(Averager(), part, resume=True, **options(evaluate))
+    assert same_bits(best_of(part)["model"], best_of(whole)["model"])
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Averager(), tmp_path, loss_fn=raising(signal.SIGINT, 2, summed_loss, times=2))
+    assert not list(tmp_path.glob("*/last.safetensors"))
+
+
+def test_sigusr1_saves_after_the_step_and_the_run_goes_on(tmp_path):
+    saved = []
 
     def loss_fn(logits, batch):
-        if next(calls) == step:
-            os.kill(os.getpid(), number)
-        return summed_loss(logits, batch)
+        lasts = list(tmp_path.glob("*/last.safetensors"))
+        saved.append(load_tree(lasts[0])["progress"]["step"] if lasts else None)
+        return raised(logits, batch)
 
-    def stopped():
-        command(lambda: run(Averager(), tmp_path / "part", loss_fn=loss_fn, **options))()
+    raised = raising(signal.SIGUSR1, 2, summed_loss)
+    run(Averager(), tmp_path, loss_fn=loss_fn, **{**OPTIONS, "epochs": 1})
+    assert saved == [None, None, 2]
 
-    status = in_child(stopped)
-    assert os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + number
-    progress = load_tree(run_path(tmp_path / "part", "*/last.safetensors"))["progress"]
-    assert (progress["epoch"], progress["step"]) == ((0, step) if step < 4 else (1, step - 3))
-    run(Averager(), tmp_path / "part", resume=True, **options)
-    assert same_bits(best_of(tmp_path / "part")["model"], best_of(tmp_path / "whole")["model"])
+
+SWALLOWED = """
+import os, signal, sys, time, weakref
+from engine.errors import command
+
+class Thing: pass
+
+@command
+def main():
+    thing = Thing()
+    reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del thing
+    print("it went on", flush=True)
+    time.sleep(60)
+
+main()
+"""
+
+
+def test_a_ctrl_c_in_a_callback_that_loses_it_comes_again():
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "it went on\n")
+    assert done.stderr.startswith("interrupted: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
