@@ -6,6 +6,7 @@ Their safetensors files are trees (engine/trees.py), and each appears whole or n
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,15 +55,19 @@ class RunFolder:
 
         inputs: what else the run depends on, as names and digests (engine/inputs.py).
         """
+        self.root, self.task, self.name = Path(root), task, name
+        self.path = self._path_of(settings)
+        self.settings, self.writes = settings, writes
+        self.inputs: dict[str, str] = inputs or {}
+        self.named: dict | None = None  # epoch and digest of the best file that belongs to last
+        self._lock = None
+
+    def _path_of(self, settings: Settings) -> Path:
         changed = settings.changed().items()
         decisive = {key: value for key, value in changed if not _unnamed(key)}
         text = json.dumps(decisive, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        self.path = Path(root) / f"{task}-{name}-{digest}"
-        self.task, self.settings, self.writes = task, settings, writes
-        self.inputs: dict[str, str] = inputs or {}
-        self.named: dict | None = None  # epoch and digest of the best file that belongs to last
-        self._lock = None
+        return self.root / f"{self.task}-{self.name}-{digest}"
 
     @property
     def best(self) -> Path:
@@ -96,6 +101,22 @@ class RunFolder:
                 f"--resume out; runs here: {', '.join(others) or 'none'}"
             )
 
+    def shorter_run(self) -> Path | None:
+        """The longest run here that differs from this one in fewer epochs alone."""
+        for epochs in range(getattr(self.settings, "epochs", 1) - 1, 0, -1):
+            path = self._path_of(self.settings.replace(epochs=epochs))
+            if (path / self.last.name).exists():
+                return path
+        return None
+
+    def take_over(self, path: Path) -> None:
+        """Make the folder of another run this one's; one that a process writes into is refused."""
+        if self.writes:
+            with RunLock(path):
+                pass
+            os.replace(path, self.path)
+            self._write_config()
+
     def start(self, resume: bool) -> None:
         """Begin anew, or make sure that there is something to go on with.
 
@@ -113,9 +134,12 @@ class RunFolder:
             self.named = named_best(self.last, self.best) if resume else None
             remove_leftovers(self.path)
             if not resume:
-                with atomic_write(self.path / "config.json") as file:
-                    config = {"task": self.task, **vars(self.settings), "commit": current_commit()}
-                    json.dump(config, file, indent=2, default=str)
+                self._write_config()
+
+    def _write_config(self) -> None:
+        with atomic_write(self.path / "config.json") as file:
+            config = {"task": self.task, **vars(self.settings), "commit": current_commit()}
+            json.dump(config, file, indent=2, default=str)
 
     def save_best(self, model, metrics: dict) -> None:
         if not self.writes:

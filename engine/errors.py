@@ -119,6 +119,7 @@ def command(main):
                 raise
             message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
+            interrupt.came = False  # a notebook goes on
             leave(f"interrupted: {WHOLE}", 130)
         except Stopped as stopped:
             name = signal.Signals(stopped.number).name

@@ -26,6 +26,11 @@ class FitOptions:
     resume: bool = False
     save_minutes: float = 10.0  # between saves within an epoch
 
+    @property
+    def any_length(self) -> bool:
+        """Whether a step is the same in a run of more epochs, so that one may go on to these."""
+        return self.schedule == "constant" and not self.warmup
+
 
 @dataclass
 class Progress:

@@ -6,9 +6,10 @@ import torch
 
 from engine.checkpoint import RunFolder
 from engine.errors import InputError
-from engine.options import Progress
-from engine.parallel import Worker, gather
+from engine.options import FitOptions, Progress
+from engine.parallel import Worker, barrier, gather
 from engine.state import (
+    expect,
     load_run,
     load_trainable_state,
     named_as_of_another_version,
@@ -16,26 +17,45 @@ from engine.state import (
 )
 
 
-def save_state(folder: RunFolder, progress: Progress, model, optimizer, dataset, worker) -> None:
-    """Everything that `load_state` needs; of a finished run, only how it went."""
+def take_over_shorter_run(folder: RunFolder, options: FitOptions, worker: Worker) -> None:
+    """Let a run with more epochs go on from the one with fewer, if that is all that differs."""
+    shorter = None if folder.last.exists() else folder.shorter_run()
+    if shorter is None:
+        return
+    if not options.any_length:
+        raise InputError(
+            f"--resume: {shorter} has fewer epochs, and its learning rates depend on their number "
+            f"(--schedule {options.schedule}, --warmup {options.warmup:g}): train anew without "
+            f"--resume"
+        )
+    barrier(worker)  # every worker has seen it
+    folder.take_over(shorter)
+    barrier(worker)
+
+
+def save_state(run) -> None:
+    """Everything that `load_state` needs, of a `Trainer`.
+
+    Of a finished run only how it went, unless it may go on to more epochs.
+    """
+    folder, progress, worker = run.folder, run.progress, run.worker
     random = torch.cat([torch.get_rng_state(), _cuda_state(worker.device)])
     tree = {
         "progress": asdict(progress),
-        "data": dataset.fingerprint(),
+        "data": run.loader.dataset.fingerprint(),
         "random": gather(random, worker),
     }
-    if not progress.finished and worker.is_main:
-        tree["model"] = trainable_state(model)
-        tree["optimizer"] = optimizer.state_dict()
+    if worker.is_main and (run.options.any_length or not progress.finished):
+        tree["model"] = trainable_state(run.model)
+        tree["optimizer"] = run.optimizer.state_dict()
     folder.save_last(tree)
 
 
-def load_state(
-    folder: RunFolder, model, optimizer, dataset, worker: Worker, metric: str
-) -> Progress:
+def load_state(run) -> Progress:
     """Put weights, moments and random state back; a finished run only tells how it went."""
-    tree = load_run(folder.last, folder.task, Progress, metric)
-    if tree["data"] != dataset.fingerprint():
+    folder, worker = run.folder, run.worker
+    tree = load_run(folder.last, folder.task, Progress, run.options.metric)
+    if tree["data"] != run.loader.dataset.fingerprint():
         raise InputError(f"{folder.last}: the training data has changed since: train anew")
     if len(tree["random"]) != worker.world_size:
         raise InputError(
@@ -43,10 +63,12 @@ def load_state(
             f"{worker.world_size}: start as many"
         )
     progress = tree["progress"]
+    progress.finished = progress.finished and run.is_over(progress)
     if not progress.finished:
-        load_trainable_state(model, tree["model"], folder.last)
+        expect(tree, {"model": dict, "optimizer": dict}, folder.last)
+        load_trainable_state(run.model, tree["model"], folder.last)
         with named_as_of_another_version(folder.last, "an optimizer or a random state"):
-            optimizer.load_state_dict(tree["optimizer"])
+            run.optimizer.load_state_dict(tree["optimizer"])
             _set_random_state(tree["random"][worker.rank], worker.device)
     return progress
 

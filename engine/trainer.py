@@ -172,8 +172,7 @@ class Trainer:
         progress, options = self.progress, self.options
         progress.epoch += 1
         progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
-        stop = 0 < options.patience <= progress.epochs_without_improvement
-        progress.finished = stop or progress.epoch >= options.epochs
+        progress.finished = self.is_over(progress)
         self.folder.write_metrics(progress.history)
         if progress.finished:
             self.folder.draw_curves(progress.history, options.metric)
@@ -182,18 +181,20 @@ class Trainer:
                 extension.after_epoch(progress.history[-1], self.folder)
         self.save()
 
+    def is_over(self, progress: Progress) -> bool:
+        """After the last epoch, or when enough epochs have brought nothing better."""
+        options = self.options
+        stop_early = 0 < options.patience <= progress.epochs_without_improvement
+        return stop_early or progress.epoch >= options.epochs
+
     def save(self) -> None:
         self.look_at_losses()
         self.asked.save = False
-        dataset = self.loader.dataset
-        save_state(self.folder, self.progress, self.model, self.optimizer, dataset, self.worker)
+        save_state(self)
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
-        dataset, metric = self.loader.dataset, self.options.metric
-        self.progress = load_state(
-            self.folder, self.model, self.optimizer, dataset, self.worker, metric
-        )
+        self.progress = load_state(self)
         if self.progress.finished:
             self.log("this run is finished: its best epoch is taken as it is")
         else:

@@ -18,6 +18,7 @@ from engine.fast.step_graph import RECORDERS
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, broadcast
+from engine.resuming import take_over_shorter_run
 from engine.signals import Stopped, deferred
 from engine.trainer import Trainer
 
@@ -53,6 +54,8 @@ def fit(
     )
     if FROZEN not in folder.inputs:
         folder.inputs = frozen_weights(model) | folder.inputs
+    if options.resume:
+        take_over_shorter_run(folder, options, worker)
     folder.check_begun(options.resume)
     with folder.locked():
         return train_and_take_best(run, evaluate)
