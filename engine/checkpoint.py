@@ -26,6 +26,7 @@ from engine.state import (
     trainable_state,
 )
 from engine.trees import load_tree, save_tree
+from engine.writer import Writer
 
 UNNAMED = {
     "use_gpu",
@@ -46,6 +47,7 @@ class RunFolder:
     best and last are one unit: last names the digest and the epoch of its best. A new best is
     written beside the old one, and takes its place when a last file names it. So the rename of last
     is the moment at which a state becomes the run's, and what an earlier run left stays until then.
+    A thread writes both, while training goes on (`writing`).
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RunFolder:
         self.inputs: dict[str, str] = inputs or {}
         self.named: dict | None = None  # epoch and digest of the best file that belongs to last
         self._lock = None
+        self.writer: Writer | None = None
 
     def _path_of(self, settings: Settings) -> Path:
         changed = settings.changed().items()
@@ -90,6 +93,12 @@ class RunFolder:
             return
         self._lock = self._lock or RunLock(self.path)
         with self._lock:
+            yield
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """In the block best and last are written in a thread; at its end they are there."""
+        with Writer() as self.writer:
             yield
 
     def check_begun(self, resume: bool) -> None:
@@ -151,14 +160,19 @@ class RunFolder:
             "metrics": metrics,
             "model": trainable_state(model),
         }
+        self.writer.write(self._write_best, tree)
+
+    def _write_best(self, tree: dict) -> None:
         digest = save_tree(self.new_best if self.last.exists() else self.best, tree)
-        self.named = {"epoch": metrics.get("epoch"), "digest": digest}
+        self.named = {"epoch": tree["metrics"].get("epoch"), "digest": digest}
 
     def save_last(self, tree: dict) -> None:
         if self.writes:
-            facts = {"task": self.task, "inputs": self.inputs, "best": self.named}
-            save_tree(self.last, facts | tree)
-            promote(self.last, self.best, self.new_best)
+            self.writer.write(self._write_last, {"task": self.task, "inputs": self.inputs} | tree)
+
+    def _write_last(self, tree: dict) -> None:
+        save_tree(self.last, {**tree, "best": self.named})
+        promote(self.last, self.best, self.new_best)
 
     def write_metrics(self, history: list[dict]) -> None:
         """One JSON line an epoch, in metrics.jsonl."""

@@ -58,16 +58,19 @@ def fit(
         take_over_shorter_run(folder, options, worker)
     folder.check_begun(options.resume)
     with folder.locked():
-        return train_and_take_best(run, evaluate)
+        folder.start(options.resume)
+        with folder.writing():
+            run_epochs(run, evaluate)
+        take_best(run)
+        return run.progress
 
 
-def train_and_take_best(run: Trainer, evaluate: Callable) -> Progress:
-    """`fit`, in a folder that no other process writes into."""
-    model, options, folder, worker = run.model, run.options, run.folder, run.worker
-    folder.start(options.resume)
+def run_epochs(run: Trainer, evaluate: Callable) -> None:
+    """All epochs, or those that are left, in a folder that no other process writes into."""
+    model, options = run.model, run.options
     if options.resume:
         run.restore()
-    elif folder.last.exists():
+    elif run.folder.last.exists():
         run.log("a run with these flags was here before and is done anew; --resume would go on")
     if not run.progress.finished and hasattr(run.optimizer, "init_state"):
         run.optimizer.init_state()  # now: memory that runs out later is answered by smaller pieces
@@ -82,8 +85,12 @@ def train_and_take_best(run: Trainer, evaluate: Callable) -> Progress:
         except Stopped:
             run.save()
             raise
+
+
+def take_best(run: Trainer) -> None:
+    """Give the model the weights of the best epoch, in every worker."""
+    model, folder, worker = run.model, run.folder, run.worker
     if worker.is_main:
         best = load_checkpoint(folder.best, folder.task)
         load_trainable_state(model, best["model"], folder.best)
     broadcast(trainable_state(model).values(), worker)
-    return run.progress

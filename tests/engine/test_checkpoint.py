@@ -139,7 +139,9 @@ def test_the_best_file_rebuilds_the_model_from_its_own_settings(tmp_path):
         return nn_with_backbone()
 
     model = nn_with_backbone()
-    RunFolder(tmp_path, "tiny", "x", Settings({"lr": 0.5})).save_best(model, {"epoch": 3})
+    folder = RunFolder(tmp_path, "tiny", "x", Settings({"lr": 0.5}))
+    with folder.writing():
+        folder.save_best(model, {"epoch": 3})
     found, settings = load_model(run_path(tmp_path, "*/best.safetensors"), "tiny", build_model)
     assert same_bits(weights(found), weights(model))
     assert asked == [(Namespace(lr=0.5), False)] and settings.lr == 0.5
@@ -157,7 +159,9 @@ def test_a_frozen_backbone_is_asked_for_again(tmp_path):
     model = nn_with_backbone()
     model.gpt.requires_grad_(False)
     model.head = torch.nn.Linear(3, 2)
-    RunFolder(tmp_path, "tiny", "x", Settings({})).save_best(model, {})
+    folder = RunFolder(tmp_path, "tiny", "x", Settings({}))
+    with folder.writing():
+        folder.save_best(model, {})
     asked = []
 
     def build_model(settings, pretrained):

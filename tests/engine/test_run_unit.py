@@ -14,6 +14,7 @@ from tiny_run import Averager, folder, no_picture, run, run_path, same_bits, sum
 
 from engine import files
 from engine.best_file import named_best
+from engine.checkpoint import RunFolder
 from engine.errors import InputError, command
 from engine.extension import Extension
 from engine.files import ROOT, atomic_write, process_mark, remove_leftovers
@@ -275,17 +276,16 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
     assert not list(tmp_path.glob("*/last.safetensors"))
 
 
-def test_sigusr1_saves_after_the_step_and_the_run_goes_on(tmp_path):
-    saved = []
+def test_sigusr1_saves_after_the_step_and_the_run_goes_on(tmp_path, monkeypatch):
+    saved, save_last = [], RunFolder.save_last
 
-    def loss_fn(logits, batch):
-        lasts = list(tmp_path.glob("*/last.safetensors"))
-        saved.append(load_tree(lasts[0])["progress"]["step"] if lasts else None)
-        return raised(logits, batch)
+    def note(folder, tree):
+        saved.append((tree["progress"]["epoch"], tree["progress"]["step"]))
+        save_last(folder, tree)
 
-    raised = raising(signal.SIGUSR1, 2, summed_loss)
-    run(Averager(), tmp_path, loss_fn=loss_fn, **{**OPTIONS, "epochs": 1})
-    assert saved == [None, None, 2]
+    monkeypatch.setattr(RunFolder, "save_last", note)
+    run(Averager(), tmp_path, loss_fn=raising(signal.SIGUSR1, 2, summed_loss), **OPTIONS)
+    assert saved == [(0, 2), (1, 0), (2, 0)]
 
 
 SWALLOWED = """
