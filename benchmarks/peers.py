@@ -17,10 +17,10 @@ from engine import completion
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from engine.checkpoint import RunFolder
 from engine.fast.adamw import FusedAdamW
-from engine.fast.packing import rounded
 from engine.flags import fit_options
 from engine.generation import generate
 from engine.options import Progress
+from engine.packing import rounded
 from engine.parallel import start_worker
 from engine.predicting import predict
 from engine.recorded_gradients import RecordedGradients

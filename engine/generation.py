@@ -11,9 +11,9 @@ from functools import partial
 
 import torch
 
+from engine import cuda_graph
 from engine.batches import is_right_padded
 from engine.errors import InputError
-from engine.fast import cuda_graph
 from engine.sampling import choose
 from models.gpt2 import states_at
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from engine.batches import count_targets, split_batch, to_device
+from engine.compiling import compiler_errors
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.fast.compiling import compiler_errors
 from engine.parallel import Worker, all_reduce, matmul_precision
 
 

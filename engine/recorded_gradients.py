@@ -1,4 +1,4 @@
-"""The gradient of a step from recorded passes, engine/fast/step_graph.py, where a run may."""
+"""The gradient of a step from recorded passes, engine/step_graph.py, where a run may."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,10 +7,10 @@ import torch
 
 from engine.batches import count_targets
 from engine.extension import Extension, technique_of
-from engine.fast.step_graph import Recorder, StepGraphs
 from engine.gradients import Gradients, Objective
 from engine.options import FitOptions
 from engine.parallel import Worker
+from engine.step_graph import Recorder, StepGraphs
 
 
 def make_gradients(

@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from engine.compiling import compiled
 from engine.errors import InputError
-from engine.fast.compiling import compiled
-from engine.fast.step_graph import RECORDERS
 from engine.gradients import Objective
 from engine.optimizers import make_optimizer
 from engine.options import Progress, lr_multiplier
@@ -19,6 +18,7 @@ from engine.parallel import all_reduce
 from engine.recorded_gradients import make_gradients
 from engine.resuming import load_state, save_state
 from engine.signals import Asked
+from engine.step_graph import RECORDERS
 
 STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
 BAR_SECONDS = 0.25  # between two pictures of the progress bar

@@ -14,12 +14,12 @@ from torch import nn
 from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
 from engine.extension import Extension
-from engine.fast.step_graph import RECORDERS
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, broadcast
 from engine.resuming import take_over_shorter_run
 from engine.signals import Stopped, deferred
+from engine.step_graph import RECORDERS
 from engine.trainer import Trainer
 
 

@@ -18,9 +18,9 @@ from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
 from engine.extension import Extension
 from engine.fast.gpt2 import accelerate
-from engine.fast.step_graph import RECORDERS
 from engine.generation import generate
 from engine.parallel import Worker
+from engine.step_graph import RECORDERS
 from engine.trainer import Trainer
 from models.gpt2 import GPT2Model
 

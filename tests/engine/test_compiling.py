@@ -10,8 +10,8 @@ from tiny_run import Averager, run, run_path, same_bits, tiny_classifier, traine
 from classifier import TASKS
 from engine.batches import TokenDataset, collate, forward_tokens, make_loader, to_device
 from engine.checkpoint import load_tree
+from engine.compiling import compiled, compiler_errors
 from engine.errors import InputError
-from engine.fast.compiling import compiled, compiler_errors
 from engine.trainer import Trainer
 
 SST = TASKS["sst"]

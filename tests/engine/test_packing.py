@@ -7,7 +7,7 @@ import torch
 from tiny_run import TINY, Averager, tiny_classifier
 
 from engine.batches import IGNORED_LABEL
-from engine.fast.packing import layout_of, pack, rounded
+from engine.packing import layout_of, pack, rounded
 from engine.recorded_gradients import most_positions
 
 

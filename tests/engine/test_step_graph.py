@@ -18,10 +18,10 @@ from engine.batches import TokenDataset, collate, make_loader
 from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
 from engine.extension import Extension, apply_extensions, load_extensions
-from engine.fast.step_graph import RECORDERS, StepGraphs
 from engine.options import FitOptions
 from engine.parallel import Worker
 from engine.recorded_gradients import may_record
+from engine.step_graph import RECORDERS, StepGraphs
 
 TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 
 from engine.errors import InputError
-from engine.fast.packing import Layout, layout_of, pack
+from engine.packing import Layout, layout_of, pack
 
 MOST_SHAPES = 48
 POOL_SHARE = 0.25  # of a GPU's memory, for what recordings compute with
