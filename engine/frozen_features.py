@@ -48,10 +48,13 @@ class Head(nn.Module):
 
     def __init__(self, classifier):
         super().__init__()
-        self.dropout, self.sentiment_head = classifier.dropout, classifier.sentiment_head
+        for name, module in classifier.named_children():
+            if name != "gpt":
+                self.add_module(name, module)
+        self.classify = type(classifier).classify
 
     def forward(self, features):
-        return self.sentiment_head(self.dropout(features))
+        return self.classify(self, features)
 
 
 def forward_features(model, batch: dict):

@@ -68,8 +68,7 @@ class CachedDecoder:
         if self.fixed and not first:
             self.length = capacity
         model = self.model
-        embedded = model.word_embedding(token_ids) + model.pos_embedding(positions)
-        hidden_states = model.embed_dropout(embedded)
+        hidden_states = model.embed(token_ids, positions)
         mask = None if first else self._hide_later_keys(positions, hidden_states.dtype)
         for layer, cache in zip(model.gpt_layers, self.caches, strict=True):
             cache.positions, cache.length = positions, self.length

@@ -26,12 +26,16 @@ class GPT2Model(GPTPreTrainedModel):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.init_weights()
 
-    def embed(self, input_ids):
-        """Token ids (b, t) -> the sum of token and position embeddings (b, t, d)."""
+    def embed(self, input_ids, positions=None):
+        """Token ids (b, t) -> the sum of token and position embeddings (b, t, d).
+
+        positions: those of the tokens, (t,) or (b, t); None: 0 to t − 1.
+        """
         t, limit = input_ids.shape[1], self.config.max_position_embeddings
         if t > limit:
             raise ValueError(f"a text of {t} tokens: this model has {limit} positions")
-        positions = torch.arange(t, device=input_ids.device)
+        if positions is None:
+            positions = torch.arange(t, device=input_ids.device)
         return self.embed_dropout(self.word_embedding(input_ids) + self.pos_embedding(positions))
 
     def encode(self, hidden_states, attention_mask):
