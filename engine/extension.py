@@ -14,9 +14,8 @@ from pathlib import Path
 
 from engine.checkpoint import RunFolder
 from engine.errors import InputError, did_you_mean
-from engine.fast.attention import DENSE
-from engine.fast.gpt2 import accelerate
 from engine.files import ROOT
+from engine.forms import DENSE, accelerate
 
 
 class Extension:
@@ -83,7 +82,7 @@ def apply_extensions(model, extensions: Iterable[Extension]) -> None:
 
 
 def equip(model, extensions: Iterable[Extension]) -> None:
-    """Give a task's model its fast form and then its extensions, in the order of engine/fast."""
+    """Give a task's model its fast form, if there is one, and then its extensions."""
     extensions = list(extensions)
     accelerate(model, extended=bool(extensions))
     apply_extensions(model, extensions)

@@ -2,7 +2,7 @@
 
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.fast.adamw import FusedAdamW
+from engine.forms import AdamW
 from engine.options import FitOptions
 
 
@@ -14,7 +14,7 @@ def make_optimizer(model, options: FitOptions, extensions: list[Extension]):
         raise InputError(f"{len(brought)} extensions bring an optimizer: choose one of them")
     trainable = [p for p in model.parameters() if p.requires_grad]
     [optimizer] = brought or [
-        FusedAdamW(trainable, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
+        AdamW(trainable, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
     ]
     spare_vectors(optimizer)
     return optimizer

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.fast.adamw import FusedAdamW
+from engine.forms import AdamW
 
 
 @dataclass
@@ -37,7 +37,7 @@ class LayerwiseDecay(Extension):
             {"params": parameters, "lr": lr * self.decay**steps}
             for steps, parameters in sorted(depths.items())
         ]
-        return FusedAdamW(groups, lr=lr, weight_decay=weight_decay)
+        return AdamW(groups, lr=lr, weight_decay=weight_decay)
 
 
 def depth(name: str, layers: int) -> int:

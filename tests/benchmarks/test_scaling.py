@@ -91,7 +91,7 @@ def test_the_table_and_the_picture(made_up, tmp_path):
 @pytest.mark.parametrize("step", [scaling.our_step, scaling.starter_step])
 def test_a_step_trains_the_whole_classifier(step, monkeypatch):
     models = []
-    for place in ("benchmarks.starter.StarterAdamW", "engine.optimizers.FusedAdamW"):
+    for place in ("benchmarks.starter.StarterAdamW", "engine.optimizers.AdamW"):
         monkeypatch.setattr(place, spying(place, models))
     torch.manual_seed(0)
     call = step(TINY, (2, 8), torch.device("cpu"), False)
