@@ -301,7 +301,7 @@ def test_rows_from_elsewhere_join_if_they_are_clean(place, monkeypatch, capsys):
 
 @pytest.mark.parametrize("split", ["dev", "test-student"])
 def test_rows_from_elsewhere_that_leak_are_refused_with_their_lines(
-    split, place, monkeypatch, capsys
+    split, place, monkeypatch, capsys, refused
 ):
     """A file in which a cell has two lines: the numbers are those of an editor."""
     draw = read_sentiment(f"data/ids-sst-{split}.csv", 5 if split == "dev" else None)
@@ -310,18 +310,20 @@ def test_rows_from_elsewhere_that_leak_are_refused_with_their_lines(
     rows = ['0\ta\t"two\nlines"\t1', f"1\tb\t{stolen}\t2", "2\tc\tclean\t0", f"3\td\t{stolen}\t1"]
     write("more.csv", "\n".join(["\tid\tsentence\tsentiment", *rows]))
     words = ["--task", "sst", "--extra", "more.csv", "--out_dir", "new", "--ngram", "4"]
-    refuse(monkeypatch, capsys, "more.csv, line 4, 6: 4 words running, or a whole text", *words)
+    with refused("more.csv, line 4, 6: 4 words running, or a whole text"):
+        run(monkeypatch, capsys, *words)
     assert not Path("new/ids-sst-train.csv").exists()
 
 
-def test_a_plain_text_is_checked_against_the_sonnets(place, monkeypatch, capsys):
+def test_a_plain_text_is_checked_against_the_sonnets(place, monkeypatch, capsys, refused):
     for name in ("sonnets_held_out.txt", "TRUE_sonnets_held_out_dev.txt"):
         path = Path(f"data/{name}")
         text = path.read_text(encoding="utf-8")
         path.write_text(text + "\n\n999\n\nIt was the best of times\nit was the worst\n", "utf-8")
         write("more.txt", "ours\nIt was the best -\nof times! It was\nnothing")
         words = ["--task", "sonnet", "--check", "more.txt"]
-        refuse(monkeypatch, capsys, "more.txt, line 2: 8 words running", *words)
+        with refused("more.txt, line 2: 8 words running"):
+            run(monkeypatch, capsys, *words)
         path.write_text(text, "utf-8")
         assert "more.txt: no 8 words running" in run(monkeypatch, capsys, *words)
     Path("data/TRUE_sonnets_held_out_dev.txt").unlink()
@@ -350,14 +352,7 @@ SST = ["--task", "sst"]
         ),
     ],
 )
-def test_calls_that_make_no_sense_are_refused(words, said, place, monkeypatch, capsys):
-    refuse(monkeypatch, capsys, said, *words)
-    assert not Path("new/ids-sst-train.csv").exists()
-
-
-def refuse(monkeypatch, capsys, said: str, *words) -> None:
-    with pytest.raises(SystemExit) as stop:
+def test_calls_that_make_no_sense_are_refused(words, said, place, monkeypatch, capsys, refused):
+    with refused(said):
         run(monkeypatch, capsys, *words)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
-    assert said in error
+    assert not Path("new/ids-sst-train.csv").exists()

@@ -413,21 +413,17 @@ def test_answers_by_tokens_are_written_as_tokens(tmp_path, monkeypatch, capsys):
         (["--task", "sst", "--checkpoint", "x", "--batch_size", "0"], "--batch_size 0: expected"),
     ],
 )
-def test_calls_that_make_no_sense_are_refused(words, said, votes, data, monkeypatch, capsys):
+def test_calls_that_make_no_sense_are_refused(
+    words, said, votes, data, monkeypatch, capsys, refused
+):
     write("part.csv", "id, Predicted_Sentiment \na, 1 \n")
     write("para.csv", "id, Predicted_Is_Paraphrase \na, 8505 \n")
-    refuse(monkeypatch, capsys, said, *words, "--data_dir", data)
+    with refused(said):
+        run(monkeypatch, capsys, *words, "--data_dir", data)
     assert not Path("o").exists()
 
 
-def test_a_checkpoint_of_another_task_is_refused(here, monkeypatch, capsys):
+def test_a_checkpoint_of_another_task_is_refused(here, monkeypatch, capsys, refused):
     words = ["--task", "sst", "--checkpoint", best("paraphrase", "1")]
-    refuse(monkeypatch, capsys, "a checkpoint of task 'paraphrase', expected 'sst'", *words)
-
-
-def refuse(monkeypatch, capsys, said: str, *words) -> None:
-    with pytest.raises(SystemExit) as stop:
+    with refused("a checkpoint of task 'paraphrase', expected 'sst'"):
         run(monkeypatch, capsys, *words)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
-    assert said in error
