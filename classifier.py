@@ -18,8 +18,9 @@ from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments, check_range, limited_path
 from engine.frozen_features import Head, feature_loader, forward_features
 from engine.hub import backbone
-from engine.records import NUM_LABELS, data_file, read_sentiment
+from engine.records import CLASS_NAMES, NUM_LABELS, Record, data_file, read_sentiment
 from engine.task import run_tasks
+from engine.trying import add_trial_arguments, given_texts
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -59,11 +60,12 @@ class Sentiment(ClassificationTask):
     description = __doc__.splitlines()[0]
     model = GPT2SentimentClassifier
     columns, column = ("sentence", "sentiment"), "Predicted_Sentiment"
-    output_flags = ("dev_out", "test_out")
+    output_flags, trial = ("dev_out", "test_out"), "text"
 
     def __init__(self, name: str):
         self.name, self.command = name, ("classifier.py", "--dataset", name)
         self.classes = {label: label for label in range(NUM_LABELS[name])}
+        self.class_names = CLASS_NAMES[name]
 
     def add_arguments(self, parser):
         parser.add_argument(
@@ -83,8 +85,12 @@ class Sentiment(ClassificationTask):
         parser.add_argument("--test_out", help="with --dataset: where the test predictions go")
         rates = ", ".join(f"{rate:g} for {mode}" for mode, rate in LEARNING_RATES.items())
         add_task_arguments(parser, lr=None, lr_help=f"default: {rates}")
+        add_trial_arguments(parser, "--text", help="a text to classify; -: the lines of stdin")
 
     def resolve(self, settings):
+        outputs = settings.dev_out or settings.test_out
+        if settings.dataset == "all" and (outputs or (settings.checkpoint and not settings.text)):
+            raise InputError("--dev_out, --test_out, --checkpoint: name a data set by --dataset")
         check_range(settings, "hidden_dropout_prob", 0, 1)
         default = LEARNING_RATES[settings.fine_tune_mode]
         return settings.replace(lr=default if settings.lr is None else settings.lr)
@@ -118,6 +124,10 @@ class Sentiment(ClassificationTask):
         texts, sent_ids = [row.text for row in rows], [row.sent_id for row in rows]
         return tokenize(tokenizer, texts, sent_ids, limit, where=where, say=say)
 
+    def own_rows(self, settings):
+        for text in given_texts(settings.text):
+            yield text, Record("1", text)
+
     def trained_part(self, settings, model, loaders, worker):
         """Of a frozen GPT-2 that no extension touches, the features are computed once."""
         if settings.fine_tune_mode == "full-model" or model.extensions:
@@ -133,8 +143,6 @@ TASKS = {name: Sentiment(name) for name in NUM_LABELS}
 def main():
     settings = TASKS["sst"].get_args()
     chosen = list(TASKS) if settings.dataset == "all" else [settings.dataset]
-    if len(chosen) > 1 and (settings.dev_out or settings.test_out or settings.checkpoint):
-        raise InputError("--dev_out, --test_out, --checkpoint: name one data set too, by --dataset")
     run_tasks([TASKS[name] for name in chosen], settings)
 
 

@@ -20,6 +20,7 @@ from engine.hub import backbone, load_tokenizer
 from engine.prediction_files import ANSWER_TOKENS
 from engine.records import PairRecord, data_path, read_pairs
 from engine.task import PREDICTED, run_tasks
+from engine.trying import add_trial_arguments
 
 
 class ParaphraseGPT(nn.Module):
@@ -80,8 +81,8 @@ class Paraphrase(ClassificationTask):
     description = __doc__.splitlines()[0]
     model = ParaphraseGPT
     columns = ("sentence1", "sentence2", "is_duplicate")
-    output_flags = ("para_dev_out", "para_test_out")
-    column, classes = "Predicted_Is_Paraphrase", ANSWER_TOKENS
+    output_flags, trial = ("para_dev_out", "para_test_out"), "pair"
+    column, classes, class_names = "Predicted_Is_Paraphrase", ANSWER_TOKENS, ("no", "yes")
 
     def add_arguments(self, parser):
         for split in self.splits:
@@ -89,6 +90,7 @@ class Paraphrase(ClassificationTask):
         for split, flag in zip(PREDICTED, self.output_flags, strict=True):
             parser.add_argument(f"--{flag}", default=f"predictions/para-{split}-output.csv")
         add_task_arguments(parser)
+        add_trial_arguments(parser, "--pair", nargs=2, help="two questions to compare")
 
     def paths(self, settings):
         return {split: getattr(settings, f"para_{split}") for split in self.splits}
@@ -102,6 +104,10 @@ class Paraphrase(ClassificationTask):
             dropped = some(pairs.dropped)
             say(f"{path}: {len(pairs.dropped)} incomplete rows are left out: {dropped}")
         return pairs.records
+
+    def own_rows(self, settings):
+        for sentence1, sentence2 in settings.pair:
+            yield f"{sentence1} / {sentence2}", PairRecord("1", sentence1, sentence2)
 
     def tokens(self, tokenizer, rows, limit, *, where, say):
         """Those of each pair's prompt; a line is said about pairs whose questions are cut."""

@@ -33,6 +33,7 @@ from engine.prediction_files import write_record, write_sonnets
 from engine.records import data_path, read_sonnets
 from engine.sonnets import dev_gold, random_lines, split_sonnets
 from engine.task import Task, run_tasks
+from engine.trying import add_trial_arguments, continue_sonnet
 from evaluation import cross_entropy, perplexity, report_table, sonnet_report
 
 
@@ -74,7 +75,7 @@ class Sonnets(Task):
     model = SonnetGPT
     metric, maximize = "dev_loss", False
     splits, tested = ("train", "dev"), ()
-    output_flags = ("dev_sonnet_out", "sonnet_out")
+    output_flags, trial = ("dev_sonnet_out", "sonnet_out"), "prompt"
 
     def add_arguments(self, parser):
         add_paths(parser)
@@ -83,10 +84,14 @@ class Sonnets(Task):
         parser.add_argument(
             "--patience", type=int, default=3, help="epochs without a better one; 0: never stop"
         )
+        prompt_help = "a file with the first lines of a sonnet to continue; -: stdin"
+        add_trial_arguments(parser, "--prompt", metavar="FILE", help=prompt_help)
+        parser.add_argument("--n", type=int, default=1, help="samples of each prompt")
 
     def resolve(self, settings):
         check_sampling(settings)
         check_range(settings, "patience", 0)
+        check_range(settings, "n", 1)
         return settings
 
     def paths(self, settings):
@@ -141,6 +146,10 @@ class Sonnets(Task):
                 worker.say(report_table(rows))
                 figures = {"chrF": rows["generated"]["chrf"]}
             write_record(made_by, path, settings, figures)
+
+    def try_out(self, settings, model, tokenizer, limit, device):
+        for path in settings.prompt:
+            continue_sonnet(model, path, settings)
 
 
 TASK = Sonnets()

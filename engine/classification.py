@@ -1,10 +1,12 @@
 """Tasks that give each row of a table a class: their loaders, figures and prediction files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.nn import functional as F
 
 from engine.batches import TokenDataset, forward_tokens
+from engine.errors import notice
 from engine.flags import split_loader
 from engine.parallel import Worker
 from engine.predicting import accuracy_and_f1, predict
@@ -12,17 +14,20 @@ from engine.prediction_files import write_predictions, write_record
 from engine.records import warn_of_rows_in_both
 from engine.settings import Settings
 from engine.task import Task
+from engine.trying import class_probabilities, classified, say_answer
 
 
 class ClassificationTask(Task):
     """columns: of its data files, id left out, the label last.
 
-    column: of its prediction files; classes: what they have for each class.
+    column: of its prediction files; classes: what they have for each class; class_names: what a
+    reader calls them.
     """
 
     columns: tuple[str, ...]
     column: str
     classes: dict[int, int]
+    class_names: tuple[str, ...]
 
     def tokens(self, tokenizer, rows: list, limit: int, *, where, say) -> list[list[int]]:
         """The token ids that the model reads of each row; where: the rows' file, for errors."""
@@ -31,6 +36,19 @@ class ClassificationTask(Task):
     def batch_size(self, settings: Settings, worker: Worker) -> int:
         """Rows of a batch, for each worker."""
         return settings.batch_size
+
+    def own_rows(self, settings: Settings) -> Iterator[tuple[str, object]]:
+        """The rows of the flag `trial`, each with the text that stands above its answer."""
+        raise NotImplementedError
+
+    def try_out(self, settings, model, tokenizer, limit, device):
+        where = f"--{self.trial}"
+        for text, row in self.own_rows(settings):
+            [token_ids] = self.tokens(tokenizer, [row], limit, where=where, say=notice)
+            probabilities = class_probabilities(model, token_ids, device)
+            tokens = [tokenizer.decode([token]) for token in token_ids]
+            answer = classified(text, self.class_names, probabilities, tokens)
+            say_answer(answer, as_json=settings.json)
 
     def build_loaders(self, settings, tokenizer, limit, worker, splits=None):
         paths = {split: Path(self.paths(settings)[split]) for split in splits or self.splits}

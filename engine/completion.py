@@ -16,9 +16,12 @@ def prompt_dataset(model, prompts: list[Record], where) -> TokenDataset:
     return TokenDataset(tokenize(model.tokenizer, texts, sent_ids, limit, where=where), sent_ids)
 
 
-def complete(model, prompts: list[Record], settings) -> list[Record]:
-    """Continue all prompts in one batch; sampling is determined by the seed."""
-    dataset = prompt_dataset(model, prompts, where=settings.held_out_sonnet_path)
+def complete(model, prompts: list[Record], settings, *, where=None, stop=None) -> list[Record]:
+    """Continue all prompts in one batch; sampling is determined by the seed.
+
+    where: the prompts' file, for errors, by default that of the test; stop: as in `generate`.
+    """
+    dataset = prompt_dataset(model, prompts, where=where or settings.held_out_sonnet_path)
     batch = collate([dataset[i] for i in range(len(dataset))])
     device = model.gpt.word_embedding.weight.device
     tokens = generate(
@@ -30,6 +33,7 @@ def complete(model, prompts: list[Record], settings) -> list[Record]:
         top_k=settings.top_k,
         top_p=settings.top_p,
         end_token=model.tokenizer.eos_token_id,
+        stop=stop,
         record=False if settings.eager else None,
         generator=torch.Generator(device).manual_seed(settings.seed),
     )

@@ -9,7 +9,11 @@ from engine.errors import InputError, quoted, some
 from engine.sonnet_headings import headed
 from engine.tables import read_table
 
-NUM_LABELS = {"sst": 5, "cfimdb": 2}  # classes of the two sentiment sets
+CLASS_NAMES = {  # of the two sentiment sets, by label
+    "sst": ("very negative", "negative", "neutral", "positive", "very positive"),
+    "cfimdb": ("negative", "positive"),
+}
+NUM_LABELS = {name: len(classes) for name, classes in CLASS_NAMES.items()}
 SONNET_HEADER = "--Generated Sonnets--"  # the first line of a file of generated sonnets
 
 

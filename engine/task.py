@@ -12,7 +12,7 @@ from torch import nn
 
 from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_model
-from engine.errors import Parser
+from engine.errors import Parser, notice
 from engine.extension import equip, load_extensions
 from engine.files import check_writable
 from engine.flags import (
@@ -29,6 +29,7 @@ from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, seed_everything, seed_worker
 from engine.settings import Settings
 from engine.training import fit
+from engine.trying import checkpoint_to_try
 
 PREDICTED = ("dev", "test")  # splits with a file of predictions
 
@@ -38,7 +39,8 @@ class Task:
 
     name: of its run folders and checkpoints. command: the program and the flags that choose it.
     metric: the figure of `evaluate` that decides the best epoch. splits: what its loaders are of;
-    tested: those of them that `test` reads. output_flags: of the two prediction files.
+    tested: those of them that `test` reads. output_flags: of the two prediction files. trial: the
+    flag, as an attribute of the settings, of texts of one's own that a trained model is tried on.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Task:
     metric, maximize = "dev_acc", True
     splits, tested = ("train", "dev", "test"), ("dev", "test")
     output_flags: tuple[str, str]
+    trial = ""
 
     # -- flags ------------------------------------------------------------------------------------
 
@@ -139,6 +142,10 @@ class Task:
         """Write the predictions; made_by: the run's folder or the checkpoint."""
         raise NotImplementedError
 
+    def try_out(self, settings: Settings, model, tokenizer, limit: int, device) -> None:
+        """Print what the model makes of the texts of the flag `trial`."""
+        raise NotImplementedError
+
 
 def train(task: Task, settings: Settings, model, loaders: dict, folder: RunFolder, worker: Worker):
     """Fine-tune; afterwards the model holds its best epoch."""
@@ -190,8 +197,22 @@ def _plan(settings: Settings) -> str:
     return f"{mode}, lr {settings.lr:g}" if mode else f"lr {settings.lr:g}"
 
 
+def try_out(tasks: list[Task], settings: Settings, worker: Worker) -> None:
+    """Try the model of a checkpoint, or of the newest run of one of these tasks."""
+    task, path = checkpoint_to_try(tasks, settings)
+    model, trained_with = task.load(path)
+    settings = take_over(settings, trained_with)
+    notice(f"the model of {path}")
+    tokenizer, limit = load_tokenizer(settings.model_size), length_limit(settings, model)
+    task.try_out(settings, model.to(worker.device), tokenizer, limit, worker.device)
+
+
 def run_tasks(tasks: Iterable[Task], settings: Settings) -> None:
-    """Run one task after another, alone or as a process of torchrun."""
+    """Run one task after another, alone or as a process of torchrun; or try a trained model."""
+    tasks = list(tasks)
     with joined_worker(settings.use_gpu) as worker:
+        if getattr(settings, tasks[0].trial, None):
+            try_out(tasks, settings, worker)
+            return
         for task in tasks:
             run(task, settings, worker)

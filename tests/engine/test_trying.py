@@ -1,0 +1,110 @@
+"""A trained model is tried on one's own texts, from the command line of its task."""
+
+import json
+import os
+
+import pytest
+import torch
+from course_files import call_main, work_in, write, write_model
+from task_checkpoints import KINDS, build, save
+
+from engine.trying import BAR, bar
+from programs.tasks import TASKS
+
+PROMPT = "the rose is red\nmy love burns\nnights grow long\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a run of each task, and no data."""
+    work_in(monkeypatch, tmp_path)
+    write_model(tmp_path / "model")
+    for kind in KINDS:
+        model, settings = build(kind, "model")
+        path = tmp_path / "runs" / f"{KINDS[kind][0].name}-x-1" / "best.safetensors"
+        path.parent.mkdir(parents=True)
+        save(path, kind, model, settings)
+    return tmp_path
+
+
+def answers(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("task, flag", [("sst", "--text"), ("paraphrase", "--pair")])
+def test_the_probabilities_are_the_model_s(task, flag, place, monkeypatch, capsys):
+    texts = ["the film was superb"] if flag == "--text" else ["the film", "the plot"]
+    program = TASKS[task].command[0].removesuffix(".py")
+    best = f"runs/{task}-x-1/best.safetensors"
+    call_main(monkeypatch, program, "--checkpoint", best, flag, *texts, "--json")
+    [answer] = answers(capsys)
+    model, settings = TASKS[task].load(best)
+    model.eval()
+    row = next(TASKS[task].own_rows(settings.replace(text=texts, pair=[texts])))[1]
+    tokenizer = TASKS["sonnet"].load("runs/sonnet-x-1/best.safetensors")[0].tokenizer
+    [ids] = TASKS[task].tokens(tokenizer, [row], 64, where="", say=print)
+    expected = model(torch.tensor([ids]), torch.ones(1, len(ids))).softmax(-1)[0]
+    assert list(answer["probabilities"]) == list(TASKS[task].class_names)
+    torch.testing.assert_close(
+        torch.tensor(list(answer["probabilities"].values())), expected, rtol=0, atol=2e-6
+    )
+    assert answer["predicted"] == TASKS[task].class_names[int(expected.argmax())]
+    assert "".join(answer["tokens"]) == tokenizer.decode(ids)
+
+
+def test_the_newest_run_is_taken_and_named(place, monkeypatch, capsys):
+    os.utime(place / "runs/cfimdb-x-1/best.safetensors", (2e9, 2e9))
+    call_main(monkeypatch, "classifier", "--text", "a plain film")
+    said = capsys.readouterr()
+    assert "the model of runs/cfimdb-x-1/best.safetensors" in said.err
+    lines = said.out.splitlines()
+    assert lines[0] == "a plain film" and "negative" in lines[1] and "positive" in lines[2]
+    assert sum(line.startswith("→") for line in lines) == 1
+    call_main(monkeypatch, "classifier", "--dataset", "sst", "--text", "a plain film")
+    assert "very negative" in capsys.readouterr().out
+
+
+def test_lines_of_the_standard_input_are_texts(place, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", iter(["good film\n", "\n", "  poor plot \n"]))
+    call_main(monkeypatch, "classifier", "--dataset", "sst", "--text", "-", "--json")
+    assert [answer["text"] for answer in answers(capsys)] == ["good film", "poor plot"]
+
+
+def test_samples_of_a_sonnet_are_printed_as_they_are_drawn(place, monkeypatch, capsys):
+    write("mine.txt", PROMPT)
+    words = ["--prompt", "mine.txt", "--n", "2", "--max_new_tokens", "6"]
+    call_main(monkeypatch, "sonnet_generation", *words, "--json")
+    first, second = answers(capsys)
+    assert first["prompt"] == PROMPT and (first["seed"] + 1) == second["seed"]
+    assert first["text"] != second["text"]
+    call_main(monkeypatch, "sonnet_generation", *words)
+    printed = capsys.readouterr().out
+    assert printed == f"{first['text']}\n\n{second['text']}\n\n"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["classifier", "--text", "x", "--runs_dir", "none"], "none: no run of sst or cfimdb is"),
+        (["sonnet_generation", "--prompt", "empty.txt"], "empty.txt: empty, expected the first"),
+        (
+            ["sonnet_generation", "--prompt", "gone.txt"],
+            "gone.txt: No such file or directory: give",
+        ),
+        (
+            ["classifier", "--checkpoint", "runs/sonnet-x-1/best.safetensors", "--text", "x"],
+            "a che",
+        ),
+    ],
+)
+def test_what_cannot_be_tried_is_said_in_a_line(words, said, place, monkeypatch, capsys):
+    write("empty.txt", "\n \n")
+    with pytest.raises(SystemExit) as stop:
+        call_main(monkeypatch, *words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("error: ") and said in error
+
+
+def test_a_bar_is_exact_to_an_eighth_of_a_character():
+    assert bar(0.0) == "" and bar(1.0) == "█" * BAR
+    assert bar(0.5 + 1 / (BAR * 8)) == "█" * (BAR // 2) + "▏"
