@@ -34,8 +34,9 @@ from benchmarks.random_checkpoint import write_random_checkpoint
 from benchmarks.report import draw, limit_table, machine_table, memory_table, table
 from benchmarks.timing import alone, environment, write_results
 from config import SIZES
+from engine.devices import device_type, has_bf16_units
 from engine.flags import check_range
-from engine.parallel import has_bf16_units, start_worker
+from engine.parallel import start_worker
 
 CONDITIONS = ("checkpoint", "hardware", "torch")
 
@@ -151,8 +152,8 @@ def get_args(argv=None):
         raise InputError(
             f"--out {args.out}: of one --model_size only, {len(args.model_size)} given"
         )
-    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
-        raise InputError("--bf16: this CPU has no units for it: add --use_gpu")
+    if args.bf16 and not has_bf16_units(device_type(args.use_gpu)):
+        raise InputError("--bf16: this machine has no units for it: leave it out")
     asked = {
         "transformers-bf16": args.bf16,
         "ours-compiled": args.compile,

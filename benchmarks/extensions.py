@@ -30,6 +30,7 @@ from benchmarks.timing import alone, environment, peak_mb, seconds, summary, wri
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
+from engine.devices import device_of
 from engine.fast.attention import fused_causal_attention
 from engine.options import FitOptions
 from engine.parallel import start_worker
@@ -201,7 +202,7 @@ def main():
     path = Path(args.out)
     results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     for part in args.parts:
-        device = torch.device("cuda" if args.use_gpu else "cpu")
+        device = device_of(args.use_gpu)
         facts = {**environment(device), "bf16": args.bf16}
         results[part] = PARTS[part](args) | facts
         write_results(path, results)

@@ -14,6 +14,7 @@ import torch
 from classifier import NUM_LABELS
 from config import GPT2Config
 from engine.batches import LengthBuckets, tokenize
+from engine.devices import device_of
 from engine.hub import checkpoint_folder, load_tokenizer
 from engine.records import Record, data_file, read_pairs, read_sentiment, read_sonnets
 from engine.sonnets import prompt_text
@@ -98,7 +99,7 @@ class Settings:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda" if self.use_gpu else "cpu")
+        return device_of(self.use_gpu)
 
     def batches_of(self, job: Job) -> int:
         """How many batches a job has at most; 0: as many as there are."""

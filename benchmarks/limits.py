@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.timing import seconds
-from engine.parallel import has_bf16_units, matmul_precision
+from engine.devices import device_of, has_bf16_units, has_tf32, matmul_precision
 
 ROUNDS = 3
 
@@ -19,7 +19,7 @@ def measure(config, use_gpu: bool, least: float = 0.2) -> dict:
 
     config: whose layers' shapes are tried. least: seconds that each of three rounds takes at least.
     """
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = device_of(use_gpu)
     rates = {
         precision: {
             " × ".join(map(str, shape)): gemm_rate(shape, precision, device, least)
@@ -32,9 +32,8 @@ def measure(config, use_gpu: bool, least: float = 0.2) -> dict:
 
 
 def precisions(device: torch.device) -> list[str]:
-    if device.type == "cuda":
-        return ["float32", "tf32", "bfloat16"]
-    return ["float32"] + ["bfloat16"] * has_bf16_units(device.type)
+    more = {"tf32": has_tf32(device.type), "bfloat16": has_bf16_units(device.type)}
+    return ["float32", *(name for name, there in more.items() if there)]
 
 
 def shapes(config, use_gpu: bool) -> list[tuple[int, int, int]]:

@@ -31,6 +31,7 @@ from benchmarks.timing import alternate, environment, seconds, summary, write_re
 from engine.batches import to_device
 from engine.checkpoint import RunFolder
 from engine.corpus import TokenBlocks
+from engine.devices import device_of
 from engine.options import FitOptions
 from engine.parallel import Worker
 from engine.settings import Settings
@@ -45,7 +46,7 @@ class Bench:
 
     def __init__(self, args):
         self.args = args
-        self.worker = Worker(torch.device("cuda" if args.use_gpu else "cpu"))
+        self.worker = Worker(device_of(args.use_gpu))
         argv = ["--text", *args.text, "--valid", *args.valid, "--out", "unused"]
         argv += ["--size", args.size]
         argv += ["--block", str(args.block), "--batch_size", str(args.batch_size)]

@@ -33,8 +33,9 @@ from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds,
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
+from engine.devices import device_of, device_type, has_bf16_units
 from engine.options import FitOptions
-from engine.parallel import has_bf16_units, start_worker
+from engine.parallel import start_worker
 from engine.settings import Settings
 from engine.trainer import Trainer
 from pretrain import SHAPES
@@ -49,7 +50,7 @@ STEPS = 3
 
 def measure(peer: str, size: str, shape: tuple[int, int], use_gpu: bool, bf16: bool) -> dict:
     """The median of three steps' seconds, and peak MB, of training on b rows of t tokens."""
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = device_of(use_gpu)
     torch.manual_seed(0)
     step = {"ours": our_step, "starter": starter_step}[peer](SHAPES[size], shape, device, bf16)
     forget_peak(device)
@@ -73,7 +74,7 @@ def our_step(config: GPT2Config, shape: tuple[int, int], device, bf16: bool):
         TASKS["sst"].loss_fn,
         FitOptions(epochs=1, lr=RATE, metric="nothing", bf16=bf16),
         RunFolder("runs", "bench", "scaling", Settings({}), writes=False),
-        start_worker(device.type == "cuda"),
+        start_worker(device.type != "cpu"),
         extensions=[],
         forward=forward_tokens,
         log=lambda message: None,
@@ -154,8 +155,8 @@ def get_args(argv=None):
     add_commit_flag(parser)
     parser.add_argument("--out", default="benchmarks/results/scaling.json")
     args = parser.parse_args(argv)
-    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
-        raise InputError("--bf16: this CPU has no units for it: add --use_gpu")
+    if args.bf16 and not has_bf16_units(device_type(args.use_gpu)):
+        raise InputError("--bf16: this machine has no units for it: leave it out")
     if args.batches is None:
         args.batches = [1, 2, 4, 8, 16, 32] + [64, 128, 256] * args.use_gpu
     if args.sizes is None:

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import current_commit
+from engine.devices import hardware
 from engine.files import atomic_write
-from engine.parallel import hardware
 
 MEGABYTE = 2**20
 STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -33,8 +33,8 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def alternate(peers: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -131,11 +131,11 @@ def command(main):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Python's, a GPU's, or a CPU's in torch, which has no class of its own."""
+    """Python's, a GPU's, or a CPU's or MPS's in torch, which have no class of their own."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator" in str(error)
+        or any(who in str(error) for who in ("DefaultCPUAllocator", "MPS backend out of memory"))
     )
 
 

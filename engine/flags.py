@@ -5,9 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
+from engine.devices import device_type, has_bf16_units, has_tf32
 from engine.errors import InputError
 from engine.options import FitOptions
-from engine.parallel import Worker, has_bf16_units
+from engine.parallel import Worker
 from engine.settings import Settings
 
 EVAL_BATCH_SIZE = 64  # dev or test rows that a GPU reads at once
@@ -185,10 +186,20 @@ def check_fit_flags(args) -> None:
         check_range(args, name, 0)
     check_range(args, "warmup", 0, 1)
     check_range(args, "seed", 0, 2**32 - 1)
-    if args.bf16 and not has_bf16_units("cuda" if args.use_gpu else "cpu"):
+    check_precision(args)
+
+
+def check_precision(args) -> None:
+    """Refuse a precision that the machine is not made for."""
+    kind = device_type(args.use_gpu)
+    if args.bf16 and not has_bf16_units(kind):
+        if args.use_gpu:
+            raise InputError("--bf16: this GPU has no bfloat16 units: leave it out")
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
     if args.tf32 and not args.use_gpu:
         raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
+    if args.tf32 and not has_tf32(kind):
+        raise InputError("--tf32: this GPU has no such format: leave it out")
 
 
 def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:
@@ -210,7 +221,7 @@ def split_loader(
     eval_batch_size: dev or test rows that a GPU reads at once, if batch_size are not more.
     """
     if split != "train":
-        if worker.device.type == "cuda":
+        if worker.device.type != "cpu":
             batch_size = max(batch_size, eval_batch_size)
         return make_loader(dataset, batch_size, seed=args.seed)
     return make_loader(

@@ -15,9 +15,10 @@ from torch import nn
 
 from engine.batches import count_targets, split_batch, to_device
 from engine.compiling import compiler_errors
+from engine.devices import free_cache, is_out_of_memory, matmul_precision, widest_float
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.parallel import Worker, all_reduce, matmul_precision
+from engine.parallel import Worker, all_reduce
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Objective:
             extension.before_backward(self.model, batch)
         # DistributedDataParallel averages over workers; the sum is wanted
         (objective * self.worker.world_size).backward()
-        return torch.stack([loss.detach().double(), count_correct(logits, batch)])
+        wide = widest_float(loss.device)
+        return torch.stack([loss.detach().to(wide), count_correct(logits, batch).to(wide)])
 
     def _autocast(self):
         if not self.bf16:
@@ -77,7 +79,9 @@ class Gradients:
                     self.optimizer.zero_grad(set_to_none=True)
                     with compiler_errors(self.compile):
                         return targets, self._add_up(group, targets)
-                except torch.OutOfMemoryError as error:
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
                     self._halve_micro_batch(group, error)
 
     def precision(self):
@@ -104,12 +108,11 @@ class Gradients:
                 f"--model_size"
             ) from error
         self.micro_batch = -(-rows // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cache(self.worker.device)
         self.log(f"out of memory: going on with {self.micro_batch} rows at a time, same batch size")
 
 
 @torch.no_grad()
 def count_correct(logits, batch: dict) -> torch.Tensor:
     """Targets whose likeliest prediction is right: logits (…, classes), labels (…)."""
-    return (logits.argmax(dim=-1) == batch["labels"]).sum().double()
+    return (logits.argmax(dim=-1) == batch["labels"]).sum()

@@ -1,7 +1,8 @@
 """Data-parallel training: one process a GPU (or a CPU share), started by torchrun.
 
 Every worker holds the whole model and reads its share of each common batch; gradients are averaged
-by torch's DistributedDataParallel, over nccl on GPUs and gloo on CPUs. Only worker 0 writes files.
+by torch's DistributedDataParallel, on CUDA GPUs over nccl, on CPUs over gloo. Only worker 0 writes
+files.
 """
 
 import contextlib
@@ -11,12 +12,12 @@ import platform
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
+from engine.devices import device_count, device_type, widest_float
 from engine.errors import InputError
 
 GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
@@ -48,20 +49,21 @@ def world_size_of_torchrun() -> int:
 def start_worker(use_gpu: bool) -> Worker:
     """Join the group that torchrun describes in the environment, or be alone; pick the device."""
     world_size, local = world_size_of_torchrun(), int(os.environ.get("LOCAL_RANK", 0))
-    if use_gpu and torch.cuda.device_count() <= local:
+    kind = device_type(use_gpu)
+    if use_gpu and device_count(kind) <= local:
         raise InputError(
-            f"--use_gpu: {torch.cuda.device_count()} CUDA GPUs are visible, this process needs "
+            f"--use_gpu: {device_count(kind)} {kind.upper()} GPUs are visible, this process needs "
             f"number {local}: leave --use_gpu out, or install a driver and a CUDA build of torch"
         )
-    device = torch.device("cuda", local) if use_gpu else torch.device("cpu")
+    device = torch.device(kind, local) if use_gpu else torch.device("cpu")
     if use_gpu:
-        torch.cuda.set_device(device)
+        torch.accelerator.set_device_index(local)
     else:
         keep_freed_memory()
     if world_size == 1:
         return Worker(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if use_gpu else "gloo")
+        dist.init_process_group(dist.get_default_backend_for_device(device))
     return Worker(device, rank=dist.get_rank(), world_size=world_size)
 
 
@@ -82,46 +84,11 @@ def barrier(worker: Worker) -> None:
         dist.barrier()
 
 
-def hardware(device: torch.device) -> str:
-    """A worker's machine in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{os.cpu_count()} CPU cores ({_cpu_name()}), {torch.get_num_threads()} threads"
-
-
-def has_bf16_units(device_type: str) -> bool:
-    """Whether bfloat16 pays there: on GPUs, and on CPUs that multiply matrices in it."""
-    if device_type != "cpu":
-        return True
-    units = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot say
-    return any(units.get(name) for name in ("amx_bf16", "avx512_bf16"))
-
-
-@contextlib.contextmanager
-def matmul_precision(name: str):
-    """How float32 matrices are multiplied on GPUs: "highest", or "high", which takes TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = []
-    if info.exists():
-        lines = info.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def all_reduce(values: list[float], worker: Worker) -> list[float]:
-    """Add up each number over all workers, in float64."""
+    """Add up each number over all workers."""
     if worker.world_size == 1:
         return values
-    total = torch.tensor(values, dtype=torch.float64, device=worker.device)
+    total = torch.tensor(values, dtype=widest_float(worker.device), device=worker.device)
     dist.all_reduce(total)
     return total.tolist()
 

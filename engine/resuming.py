@@ -2,9 +2,8 @@
 
 from dataclasses import asdict
 
-import torch
-
 from engine.checkpoint import RunFolder
+from engine.devices import random_state, set_random_state
 from engine.errors import InputError
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, barrier, gather
@@ -39,11 +38,10 @@ def save_state(run) -> None:
     Of a finished run only how it went, unless it may go on to more epochs.
     """
     folder, progress, worker = run.folder, run.progress, run.worker
-    random = torch.cat([torch.get_rng_state(), _cuda_state(worker.device)])
     tree = {
         "progress": asdict(progress),
         "data": run.loader.dataset.fingerprint(),
-        "random": gather(random, worker),
+        "random": gather(random_state(worker.device), worker),
     }
     if worker.is_main and (run.options.any_length or not progress.finished):
         tree["model"] = trainable_state(run.model)
@@ -69,18 +67,5 @@ def load_state(run) -> Progress:
         load_trainable_state(run.model, tree["model"], folder.last)
         with named_as_of_another_version(folder.last, "an optimizer or a random state"):
             run.optimizer.load_state_dict(tree["optimizer"])
-            _set_random_state(tree["random"][worker.rank], worker.device)
+            set_random_state(tree["random"][worker.rank], worker.device)
     return progress
-
-
-def _cuda_state(device) -> torch.Tensor:
-    if device.type != "cuda":
-        return torch.empty(0, dtype=torch.uint8)
-    return torch.cuda.get_rng_state(device)
-
-
-def _set_random_state(random: torch.Tensor, device) -> None:
-    size = len(torch.get_rng_state())
-    torch.set_rng_state(random[:size])
-    if len(random) > size and device.type == "cuda":
-        torch.cuda.set_rng_state(random[size:], device)

@@ -2,6 +2,7 @@
 
 import torch
 
+from engine.devices import widest_float
 from engine.errors import InputError
 
 ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
@@ -28,7 +29,8 @@ def draw_from_nucleus(probabilities, top_p: float, generator=None):
     from everything, and again where that lands outside (rejection sampling); the rows of a nucleus
     so small that this keeps failing have it cut out by sorting.
     """
-    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    wide = widest_float(probabilities.device)
+    running = probabilities.cumsum(dim=-1, dtype=wide)
     chosen = draw(running, generator)
     if top_p >= 1:
         return chosen
@@ -39,19 +41,19 @@ def draw_from_nucleus(probabilities, top_p: float, generator=None):
             break
         if attempt == ATTEMPTS - 2:
             nucleus = keep_top_p(probabilities.log(), top_p).softmax(dim=-1)
-            running = nucleus.cumsum(dim=-1, dtype=torch.float64)
+            running = nucleus.cumsum(dim=-1, dtype=wide)
         chosen = torch.where(outside, draw(running, generator), chosen)
     return chosen
 
 
 def draw(running, generator=None):
-    """One index a row from running sums of probabilities (b, v), float64; returns (b,).
+    """One index a row from running sums of probabilities (b, v); returns (b,).
 
     The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
     never drawn, and one random number a row is enough.
     """
     uniform = torch.rand(
-        len(running), 1, dtype=torch.float64, device=running.device, generator=generator
+        len(running), 1, dtype=running.dtype, device=running.device, generator=generator
     )
     return torch.searchsorted(running, (1 - uniform) * running[:, -1:])[:, 0]
 

@@ -15,10 +15,11 @@ import torch
 from config import GPT2Config
 from engine.checkpoint import current_commit
 from engine.corpus import save_tokenizer
+from engine.devices import hardware
 from engine.errors import InputError, excerpt, is_number, quoted
 from engine.files import atomic_write
 from engine.hub import BUNDLED, save_gpt2
-from engine.parallel import Worker, hardware
+from engine.parallel import Worker
 from engine.plots import loss_and_metric, picture
 from models.gpt2 import GPT2Model
 

@@ -20,7 +20,8 @@ from engine.resuming import load_state, save_state
 from engine.signals import Asked
 from engine.step_graph import RECORDERS
 
-STEPS_UNREAD = {"cuda": 32}  # steps between looks at the losses; elsewhere each is looked at
+STEPS_UNREAD = {"cpu": 1}  # steps between looks at the losses
+STEPS_UNREAD_ELSEWHERE = 32
 BAR_SECONDS = 0.25  # between two pictures of the progress bar
 
 
@@ -84,7 +85,7 @@ class Trainer:
         targets, figures = self.gradients.of(group)
         self.progress.targets += targets
         self.unread.append((self.progress.step, _ids(group), figures))
-        if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, 1):
+        if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, STEPS_UNREAD_ELSEWHERE):
             self.look_at_losses()
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.trained, self.options.clip)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.devices import has_bf16_units
 from engine.errors import InputError
 from engine.extension import Extension
-from engine.parallel import has_bf16_units
 from extensions.matrix_optimizer import MatrixOptimizer, check_covered, groups, matrices
 
 QUINTIC = (

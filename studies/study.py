@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
-
 from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import environment, write_results
+from engine.devices import device_of
 from engine.errors import InputError
 from engine.files import ROOT
 from engine.hub import BUNDLED
@@ -140,7 +139,7 @@ class Study:
     def _keep(self, figures: dict[str, float]) -> None:
         with self.lock:
             self.results["runs"] |= figures
-            self.results |= environment(torch.device("cuda" if self.args.use_gpu else "cpu"))
+            self.results |= environment(device_of(self.args.use_gpu))
             self.results["jobs"] = self.args.jobs
             write_results(self.path, self.results)
 

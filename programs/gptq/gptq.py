@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from engine.batches import TokenDataset, make_loader, to_device
 from engine.checkpoint import load_tree, save_tree
+from engine.devices import widest_float
 from engine.flags import check_range
 from engine.parallel import Worker
 from engine.settings import Settings
@@ -159,6 +160,8 @@ def quantize_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: 
 
 def run(args, own: Settings, worker: Worker) -> None:
     """Calibrate and round; then all that quantize does with the result."""
+    if widest_float(worker.device) != torch.float64:
+        raise InputError("--use_gpu: gptq needs float64, which this GPU lacks: leave it out")
     job = open_job(args, own, worker)
     texts = calibration(args, job)
     options = Options(args.block, args.damping, args.act_order)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from engine.devices import widest_float
 from engine.errors import InputError
 from extensions.rounding import UNROUNDED, largest, quantize, weight_scale
 from programs.quantize.grid import INT8, Grid, Rounded, pack, round_to_nearest, unpack
@@ -32,7 +33,8 @@ def integer_matmul(x, weight) -> torch.Tensor:
     """Exact x wᵀ of int8: (n, in) and (out, in) -> int32 (n, out)."""
     n, sizes = len(x), weight.shape
     on_gpu = x.is_cuda
-    if not hasattr(torch, "_int_mm") or (on_gpu and any(size % CUDA_MULTIPLE for size in sizes)):
+    has_kernel = hasattr(torch, "_int_mm") and x.device.type in ("cpu", "cuda")
+    if not has_kernel or (on_gpu and any(size % CUDA_MULTIPLE for size in sizes)):
         return float_integer_matmul(x, weight)
     if on_gpu and n < CUDA_ROWS:
         x = F.pad(x, (0, 0, 0, CUDA_ROWS - n))
@@ -41,7 +43,9 @@ def integer_matmul(x, weight) -> torch.Tensor:
 
 def float_integer_matmul(x, weight) -> torch.Tensor:
     """The same without kernels on integers: in float64 no sum of so few products is rounded."""
-    return (x.double() @ weight.double().T).to(torch.int32)
+    place = x.device if widest_float(x.device) == torch.float64 else "cpu"
+    product = x.to(place).double() @ weight.to(place).double().T
+    return product.to(torch.int32).to(x.device)
 
 
 class QuantizedWeight(nn.Module):
