@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
-from engine.devices import device_type, has_bf16_units, has_tf32
+from engine.devices import device_type, has_bf16_units, has_fp16_units, has_tf32
 from engine.errors import InputError
 from engine.options import FitOptions
 from engine.parallel import Worker
@@ -76,6 +76,12 @@ def _add_speed_arguments(group) -> None:
         action="store_true",
         help="bfloat16 autocast in training, on GPUs and on CPUs with units for it; dev figures "
         "and predictions are in float32",
+    )
+    group.add_argument(
+        "--fp16",
+        action="store_true",
+        help="float16 autocast in its place, with a loss scale: for GPUs without bfloat16, as the "
+        "T4",
     )
     group.add_argument(
         "--tf32", action="store_true", help="float32 matrix products in TF32 in training, on GPUs"
@@ -192,14 +198,18 @@ def check_fit_flags(args) -> None:
 def check_precision(args) -> None:
     """Refuse a precision that the machine is not made for."""
     kind = device_type(args.use_gpu)
+    if args.bf16 and args.fp16:
+        raise InputError("--bf16 and --fp16 are two precisions: give one of them")
     if args.bf16 and not has_bf16_units(kind):
         if args.use_gpu:
-            raise InputError("--bf16: this GPU has no bfloat16 units: leave it out")
+            raise InputError("--bf16: this GPU has no bfloat16 units: give --fp16")
         raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
+    if args.fp16 and not has_fp16_units(kind):
+        raise InputError("--fp16: CPUs without fp16 units are 70 times slower: add --use_gpu")
     if args.tf32 and not args.use_gpu:
         raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
     if args.tf32 and not has_tf32(kind):
-        raise InputError("--tf32: this GPU has no such format: leave it out")
+        raise InputError("--tf32: this GPU has no such format: leave it out, or give --fp16")
 
 
 def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:

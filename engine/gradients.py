@@ -18,6 +18,8 @@ from engine.compiling import compiler_errors
 from engine.devices import free_cache, is_out_of_memory, matmul_precision, widest_float
 from engine.errors import InputError
 from engine.extension import Extension
+from engine.mixed_precision import LossScaler, autocast
+from engine.options import FitOptions
 from engine.parallel import Worker, all_reduce
 
 
@@ -31,14 +33,15 @@ class Objective:
     loss_fn: Callable
     extensions: list[Extension]
     worker: Worker
-    bf16: bool = False
+    options: FitOptions
+    scaler: LossScaler
 
     def backward(self, batch: dict, targets, share) -> torch.Tensor:
         """Add the gradient of one part of a step; returns its summed loss and right answers, (2,).
 
         targets: of the whole step; share: of these that the part has.
         """
-        with self._autocast():
+        with autocast(self.options, self.worker.device):
             logits = self.forward(self.network, batch)
             loss = self.loss_fn(logits, batch)
             objective = loss / targets
@@ -47,14 +50,9 @@ class Objective:
         for extension in self.extensions:
             extension.before_backward(self.model, batch)
         # DistributedDataParallel averages over workers; the sum is wanted
-        (objective * self.worker.world_size).backward()
+        self.scaler.scale(objective * self.worker.world_size).backward()
         wide = widest_float(loss.device)
         return torch.stack([loss.detach().to(wide), count_correct(logits, batch).to(wide)])
-
-    def _autocast(self):
-        if not self.bf16:
-            return contextlib.nullcontext()
-        return torch.autocast(self.worker.device.type, dtype=torch.bfloat16)
 
 
 class Gradients:

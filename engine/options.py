@@ -19,6 +19,7 @@ class FitOptions:
     clip: float = 0.0  # largest norm of the gradient; 0 leaves it alone
     accumulate: int = 1  # common batches to one step
     bf16: bool = False  # bfloat16 autocast
+    fp16: bool = False  # float16 autocast, with a loss scale
     tf32: bool = False  # what stays in float32 multiplies matrices in TF32, on GPUs
     compile: str | None = None  # torch.compile's mode, for training alone
     eager: bool = False  # on GPUs, one launch a kernel instead of recorded steps
@@ -41,6 +42,7 @@ class Progress:
     loss: float = 0.0  # sums over this epoch so far
     targets: float = 0.0
     correct: float = 0.0
+    skipped: int = 0  # steps of this epoch whose gradient overflowed float16
     best: float | None = None
     best_epoch: int | None = None
     epochs_without_improvement: int = 0  # epochs since the best one

@@ -46,11 +46,12 @@ def save_state(run) -> None:
     if worker.is_main and (run.options.any_length or not progress.finished):
         tree["model"] = trainable_state(run.model)
         tree["optimizer"] = run.optimizer.state_dict()
+        tree["scaler"] = run.scaler.state_dict()
     folder.save_last(tree)
 
 
 def load_state(run) -> Progress:
-    """Put weights, moments and random state back; a finished run only tells how it went."""
+    """Put weights, moments, scale and random state back; a finished run only tells how it went."""
     folder, worker = run.folder, run.worker
     tree = load_run(folder.last, folder.task, Progress, run.options.metric)
     if tree["data"] != run.loader.dataset.fingerprint():
@@ -65,7 +66,10 @@ def load_state(run) -> Progress:
     if not progress.finished:
         expect(tree, {"model": dict, "optimizer": dict}, folder.last)
         load_trainable_state(run.model, tree["model"], folder.last)
-        with named_as_of_another_version(folder.last, "an optimizer or a random state"):
+        what = "an optimizer, a loss scale or a random state"
+        with named_as_of_another_version(folder.last, what):
             run.optimizer.load_state_dict(tree["optimizer"])
+            if run.scaler.is_enabled():
+                run.scaler.load_state_dict(tree["scaler"])
             set_random_state(tree["random"][worker.rank], worker.device)
     return progress

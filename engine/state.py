@@ -11,6 +11,7 @@ from engine.errors import InputError, excerpt, is_number
 from engine.trees import load_tree
 
 RENAMED = {"stale": "epochs_without_improvement"}  # of the progress in files of earlier versions
+ADDED = {"skipped": 0}  # what they lack there
 
 
 def load_checkpoint(path, task: str) -> dict:
@@ -29,7 +30,7 @@ def load_run(path, task: str, progress_type: type, metric: str) -> dict:
     """
     tree = load_checkpoint(path, task)
     expect(tree, {"progress": dict, "data": str, "random": list}, path)
-    values = {RENAMED.get(name, name): value for name, value in tree["progress"].items()}
+    values = {RENAMED.get(name, name): value for name, value in (ADDED | tree["progress"]).items()}
     known = get_type_hints(progress_type)
     unlike = sorted(values.keys() ^ known.keys(), key=str)
     unlike += [

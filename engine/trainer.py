@@ -12,6 +12,7 @@ from tqdm import tqdm
 from engine.compiling import compiled
 from engine.errors import InputError
 from engine.gradients import Objective
+from engine.mixed_precision import LossScaler
 from engine.optimizers import make_optimizer
 from engine.options import Progress, lr_multiplier
 from engine.parallel import all_reduce
@@ -41,7 +42,10 @@ class Trainer:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         network = DistributedDataParallel(model) if worker.world_size > 1 else model
         network = compiled(network, options.compile)
-        objective = Objective(model, network, forward, loss_fn, extensions, worker, options.bf16)
+        self.scaler = LossScaler(worker.device, enabled=options.fp16)
+        objective = Objective(
+            model, network, forward, loss_fn, extensions, worker, options, self.scaler
+        )
         self.gradients = make_gradients(objective, self.optimizer, options, self.log, recorders)
         self.saved_at = time.monotonic()
         self.asked = Asked()  # what signals want; `fit` defers them
@@ -87,12 +91,22 @@ class Trainer:
         self.unread.append((self.progress.step, _ids(group), figures))
         if len(self.unread) >= STEPS_UNREAD.get(self.worker.device.type, STEPS_UNREAD_ELSEWHERE):
             self.look_at_losses()
+        self.scaler.unscale_(self.optimizer)
         if self.options.clip:
             nn.utils.clip_grad_norm_(self.trained, self.options.clip)
-        self.optimizer.step()
-        for extension in self.extensions:
-            extension.after_step(self.model)
+        if self.scaler.try_step(self.optimizer):
+            for extension in self.extensions:
+                extension.after_step(self.model)
+        else:
+            self._note_overflow(group)
         self.progress.step += 1
+
+    def _note_overflow(self, group: list[dict]) -> None:
+        self.progress.skipped += 1
+        if self.scaler.is_exhausted:
+            self.look_at_losses()
+            what = "gradients overflow float16 at every loss scale"
+            self._diverged(what, self.progress.step, _ids(group))
 
     def _set_rates(self) -> None:
         progress, total = self.progress, self.steps_per_epoch * self.options.epochs
@@ -123,7 +137,8 @@ class Trainer:
         raise InputError(
             f"epoch {self.progress.epoch}, step {step}: {what}{rows}; the run stops"
             f"{f', {self.folder.path} keeps the best epoch before' if kept else ''}: give a "
-            f"smaller --lr or --clip 1{', or look at these rows' if ids else ''}"
+            f"smaller --lr or --clip 1{', or leave --fp16 out' * self.options.fp16}"
+            f"{', or look at these rows' if ids else ''}"
         )
 
     # -- between epochs -------------------------------------------------------------------------
@@ -149,11 +164,14 @@ class Trainer:
             "train_loss": progress.loss / progress.targets,
             "train_acc": progress.correct / progress.targets,
             **metrics,
+            **({"skipped_steps": progress.skipped} if options.fp16 else {}),
             "seconds": round(self.seconds, 3),
         }
         progress.history.append(record)
         shown = [
-            f"{key.replace('_', ' ')} :: {record[key]:.3f}" for key in record if key != "epoch"
+            f"{key.replace('_', ' ')} :: {_shown(value)}"
+            for key, value in record.items()
+            if key != "epoch"
         ]
         self.log(f"Epoch {progress.epoch}: {', '.join(shown)}")
         for name, figure in metrics.items():
@@ -173,6 +191,7 @@ class Trainer:
         progress, options = self.progress, self.options
         progress.epoch += 1
         progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
+        progress.skipped = 0
         progress.finished = self.is_over(progress)
         self.folder.write_metrics(progress.history)
         if progress.finished:
@@ -200,6 +219,11 @@ class Trainer:
             self.log("this run is finished: its best epoch is taken as it is")
         else:
             self.log(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
+
+
+def _shown(figure: float) -> str:
+    """A count as it is, everything else with three decimals."""
+    return str(figure) if isinstance(figure, int) else f"{figure:.3f}"
 
 
 def _ids(group: list[dict]) -> list[str]:

@@ -80,6 +80,7 @@ class Kfac(MatrixOptimizer):
     """AdamW, in which the linears given by name move as the formula above says."""
 
     rule = "kfac"
+    loss_scale = 1.0  # of float16, for which engine/mixed_precision.py sets another
 
     def __init__(self, model, linears, options: KfacExtension, *, lr=1e-3, weight_decay=0.0):
         covered = {
@@ -144,8 +145,8 @@ class Kfac(MatrixOptimizer):
         state["averaged"] += 1
         stays = min(1 - 1 / state["averaged"], group["decay"])
         state["input"].lerp_(inputs / rows.clamp(min=1), 1 - stays)
-        # the objective was multiplied by the number of workers: engine/gradients.py
-        state["output"].lerp_(outputs * (targets / workers**2), 1 - stays)
+        # the objective was multiplied by both: engine/gradients.py
+        state["output"].lerp_(outputs * (targets / (workers * self.loss_scale) ** 2), 1 - stays)
 
     def _direction(self, grad, state, group) -> torch.Tensor:
         """D, as long as AdamW's step at a learning rate of 1 if it is grafted."""

@@ -1,4 +1,4 @@
-"""On a CUDA GPU: the same model, the three tasks, recorded steps, bf16, memory that runs out."""
+"""On a CUDA GPU: the same model, the three tasks, recorded steps, 16 bits, memory that runs out."""
 
 import gc
 import json
@@ -62,7 +62,7 @@ def test_hidden_states_are_the_cpu_s(place):
         torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("extra", [[], ["--bf16"]])
+@pytest.mark.parametrize("extra", [[], ["--bf16"], ["--fp16"], ["--fp16", "--eager"]])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_runs_on_the_gpu_and_its_checkpoint_on_the_cpu(task, extra, place, monkeypatch):
     weights = run(monkeypatch, task, *extra)
@@ -81,16 +81,19 @@ def test_a_task_runs_on_the_gpu_and_its_checkpoint_on_the_cpu(task, extra, place
             }
 
 
-def test_bfloat16_follows_float32(place, monkeypatch):
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_16_bits_follow_float32(precision, place, monkeypatch):
     full = run(monkeypatch, "classifier", "--runs_dir", "full", "--hidden_dropout_prob", "0")
     half = run(
-        monkeypatch, "classifier", "--runs_dir", "half", "--hidden_dropout_prob", "0", "--bf16"
+        monkeypatch, "classifier", "--runs_dir", "half", "--hidden_dropout_prob", "0", precision
     )
     for name in full:
         torch.testing.assert_close(half[name], full[name], atol=1e-3, rtol=0.05)
 
 
-@pytest.mark.parametrize("extra", [[], ["--accumulate", "2"], ["--clip", "0.1"], ["--tf32"]])
+@pytest.mark.parametrize(
+    "extra", [[], ["--accumulate", "2"], ["--clip", "0.1"], ["--tf32"], ["--fp16"]]
+)
 @pytest.mark.parametrize("task", TASKS)
 def test_recorded_steps_follow_the_eager_ones(task, extra, place, monkeypatch):
     """Gradients that a replay lost or kept too long would lead elsewhere."""
@@ -99,7 +102,9 @@ def test_recorded_steps_follow_the_eager_ones(task, extra, place, monkeypatch):
     eager = run(monkeypatch, task, *flags, "--runs_dir", "eager", "--eager")
     recorded = run(monkeypatch, task, *flags, "--runs_dir", "recorded")
     tolerance = (
-        {"atol": 1e-3, "rtol": 0.05} if extra == ["--tf32"] else {"atol": 1e-4, "rtol": 0.01}
+        {"atol": 1e-3, "rtol": 0.05}
+        if extra in (["--tf32"], ["--fp16"])
+        else {"atol": 1e-4, "rtol": 0.01}
     )
     for name in eager:
         torch.testing.assert_close(recorded[name], eager[name], **tolerance, msg=name)
@@ -183,6 +188,41 @@ def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path):
     assert len(set(ends[0])) == 6 and ends[0] == ends[1] != ends[2]
 
 
+def test_a_recorded_step_reads_the_loss_scale_of_the_moment(tmp_path):
+    """Replayed with another scale, it gives other gradients, the same ones once unscaled."""
+    run = recorded_run(tmp_path, 0.0, lr=0.0, fp16=True)
+    batch, raw, unscaled = next(run.loader.batches()), [], []
+    for scale in (2.0**8, 2.0**8, 2.0**8, 2.0**12):
+        run.scaler.update(new_scale=scale)
+        run.gradients.of([batch])
+        raw.append(run.model.gpt.word_embedding.weight.grad.norm().item())
+        run.scaler.unscale_(run.optimizer)
+        unscaled.append(run.model.gpt.word_embedding.weight.grad.norm().item())
+        assert run.scaler.try_step(run.optimizer)
+    assert len(run.gradients.graphs.recordings) == 1
+    assert raw == pytest.approx([raw[0]] * 3 + [16 * raw[0]], rel=0.01)
+    assert unscaled == pytest.approx([unscaled[0]] * 4, rel=0.01)
+
+
+def test_a_step_that_overflows_moves_nothing_recorded_or_not(tmp_path):
+    run = recorded_run(tmp_path, 0.0, lr=0.1, fp16=True)
+    batch = next(run.loader.batches())
+    for _ in range(8):  # until steps are made, and replayed
+        run.step([batch])
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    skipped = run.progress.skipped
+    run.scaler.update(new_scale=2.0**60)
+    run.step([batch])
+    assert run.progress.skipped == skipped + 1 and run.scaler.get_scale() == 2.0**59
+    assert same_bits(before, dict(run.model.named_parameters()))
+
+
+@pytest.mark.parametrize("name", ["kfac", "muon", "rdrop", "smart"])
+def test_a_technique_trains_in_float16(name, place, monkeypatch):
+    weights = run(monkeypatch, "classifier", "--extension", name, "--fp16")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
 def test_a_recorded_step_is_one_launch_where_an_eager_one_is_hundreds(tmp_path):
     counts = {}
     for eager in (False, True):
@@ -216,7 +256,9 @@ def test_no_step_of_training_waits_for_the_gpu(task, extra, place, monkeypatch):
     assert steps
 
 
-@pytest.mark.parametrize("extra", [[], ["--eager"], ["--bf16", "--accumulate", "2"]])
+@pytest.mark.parametrize(
+    "extra", [[], ["--eager"], ["--bf16", "--accumulate", "2"], ["--fp16"], ["--fp16", "--eager"]]
+)
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_on_the_gpu_resumes_to_the_same_bits(task, extra, place, monkeypatch, capsys):
     """Whatever was recorded when: the resumed run begins without recordings, mid-epoch."""

@@ -19,6 +19,7 @@ from engine.checkpoint import RunFolder
 from engine.completion import complete
 from engine.errors import InputError
 from engine.hub import load_tokenizer
+from engine.mixed_precision import autocast
 from engine.parallel import Worker, barrier
 from engine.records import Record
 from engine.sonnets import split_sonnets
@@ -202,7 +203,7 @@ def objective(args) -> Objective:
 
 
 def precision(args, worker: Worker):
-    return torch.autocast(worker.device.type, dtype=torch.bfloat16, enabled=args.bf16)
+    return autocast(args, worker.device)
 
 
 def tokenized(args, model, path) -> PairDataset:

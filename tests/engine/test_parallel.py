@@ -119,6 +119,42 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(place):
     ]
 
 
+OVERFLOWING = f"""import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import classifier
+from engine import flags, training
+from engine.trees import tensors_digest
+
+flags.has_fp16_units = lambda kind: True
+task = type(classifier.TASKS["sst"])
+loss_fn, finish, calls = task.loss_fn, training.Trainer.finish_epoch, []
+
+def large_on_one_worker(self, logits, batch):
+    calls.append(1)
+    large = os.environ["RANK"] == "1" and len(calls) <= 3
+    return loss_fn(self, logits, batch) * (1e9 if large else 1.0)
+
+def note(self):
+    weights = tensors_digest(dict(self.model.named_parameters()))
+    with open("rank-" + os.environ["RANK"], "a") as file:
+        print(self.progress.skipped, self.scaler.get_scale(), weights, file=file)
+    finish(self)
+
+task.loss_fn, training.Trainer.finish_epoch = large_on_one_worker, note
+classifier.main()
+"""
+
+
+@pytest.mark.slow
+def test_all_workers_skip_a_step_in_which_one_of_them_overflows_float16(place):
+    words = [*flags_of("sst", 4)[1:], "--fp16", "--clip", "1"]
+    run = torchrun(write("overflowing.py", OVERFLOWING), *words)
+    assert run.returncode == 0, run.stderr
+    one, two = (Path(f"rank-{rank}").read_text("utf-8").splitlines() for rank in range(2))
+    assert one == two and len(one) == 2
+    assert int(one[0].split()[0]) >= 3 and one[0].split()[2] != one[1].split()[2]
+
+
 @pytest.mark.parametrize(
     "wrong, said",
     [

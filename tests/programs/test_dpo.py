@@ -392,6 +392,16 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+def test_in_float16_too_it_begins_at_log_2_and_gains(trained, place, monkeypatch, capsys):
+    """Both sides of the ratio are computed in the precision of training."""
+    monkeypatch.setattr("engine.flags.has_fp16_units", lambda kind: True)
+    words = ("--epochs", "2", "--lr", "1e-3", "--kinds", "shuffled", "--fp16")
+    start(monkeypatch, "sonnet", *words, checkpoint=trained["sonnet"])
+    assert "At the start: dev loss :: 0.693" in capsys.readouterr().out
+    records = metrics(run_path("runs", "sonnet-dpo-*"))
+    assert records[-1]["dev_loss"] < math.log(2) and "skipped_steps" in records[0]
+
+
 def test_sonnets_begin_at_log_2_and_gain_and_the_tasks_program_takes_the_result(
     trained, place, monkeypatch, capsys
 ):
