@@ -132,6 +132,7 @@ class Sentiment(ClassificationTask):
         """Of a frozen GPT-2 that no extension touches, the features are computed once."""
         if settings.fine_tune_mode == "full-model" or model.extensions:
             return super().trained_part(settings, model, loaders, worker)
+        model.to(worker.device)
         features = {s: feature_loader(model, loaders[s], worker.device) for s in ("train", "dev")}
         return Head(model), features, forward_features
 

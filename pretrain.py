@@ -28,12 +28,13 @@ from engine.batches import BatchLoader, next_token_loss
 from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import BlockBatches, TokenBlocks, collate_blocks
 from engine.extension import equip, load_extensions
-from engine.flags import add_fit_arguments, check_fit_flags, check_range, fit_options
+from engine.flags import add_fit_arguments, add_shard, check_fit_flags, check_range, fit_options
 from engine.generation import generate
 from engine.hub import backbone
 from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
+from engine.sharding import whole_gpt, whole_weights
 from engine.stages import save_model, tokens_per_step, write_making
 from engine.throughput import Meter, count_parameters, utilization
 from engine.token_files import prepare_data
@@ -144,9 +145,10 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
     def evaluate_epoch(model) -> dict:
         rate = meter.tokens_per_second()
         figures = evaluate(model, loaders["dev"], worker.device)
-        if worker.is_main and math.isfinite(figures["val_loss"]):
-            text = sample(model, tokenizer, worker.device, eager=args.eager)
-            print(f"  sample: {text!r}")
+        if math.isfinite(figures["val_loss"]):
+            with whole_weights(model):
+                text = sample(model, tokenizer, worker.device, eager=args.eager)
+            worker.say(f"  sample: {text!r}")
         used = utilization(model, rate, args.block, worker)
         return {**figures, "tokens_per_second": rate, **used}
 
@@ -174,31 +176,31 @@ def run(args, worker: Worker) -> None:
         model, _ = load_model(args.checkpoint, TASK, build_model)
     else:
         model = build_model(args)
-    model.to(worker.device)
+    model.to("cpu" if args.shard else worker.device)  # parts go there one by one
     loaders = build_loaders(args, data, worker)
     inputs = run_inputs(model, tokenizer, loaders)
     folder = RunFolder(args.runs_dir, TASK, args.size, args, worker.is_main, inputs)
     progress = None
     if not args.checkpoint:
         seed_worker(args.seed, worker)
-        if worker.is_main:
-            announce(args, model, loaders["train"].dataset, folder, worker)
+        announce(args, model, loaders["train"].dataset, folder, worker)
         progress = train(args, model, loaders, tokenizer, folder, worker)
     figures = evaluate(model, loaders["valid"], worker.device)
+    worker.say(", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures))
+    gpt = whole_gpt(model.gpt)
     if worker.is_main:
-        print(", ".join(f"{key.replace('_', ' ')} :: {figures[key]:.4f}" for key in figures))
-        text = {"train": loaders["train"].dataset.facts, "parameters": count_parameters(model)}
+        facts = {"train": loaders["train"].dataset.facts, "parameters": count_parameters(model)}
+        figures = {"size": args.size, **facts, **figures}
         with atomic_folder(args.out) as out:
-            figures = {"size": args.size, **text, **figures}
             write_making(out, args, figures, progress, worker)
-            save_model(out, model.gpt.to(getattr(torch, args.dtype)), tokenizer)
+            save_model(out, gpt.to(getattr(torch, args.dtype)), tokenizer)
         print(f"the model is in {args.out}: --model_size {args.out}")
 
 
 def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker) -> None:
     tokens = args.steps * tokens_per_step(args, worker)
     share = tokens / (len(blocks) * args.block)
-    print(
+    worker.say(
         f"pretrain: {count_parameters(model) / 1e6:.1f} million parameters, {args.steps} steps of "
         f"{tokens_per_step(args, worker):,} tokens, {share:.2f} passes over the text, checkpoints "
         f"in {folder.path}"
@@ -225,11 +227,12 @@ def get_args(argv=None):
     parser.add_argument("--use_gpu", action="store_true")
     parser.add_argument("--seed", type=int, default=11711)
     add_fit_arguments(parser)
+    add_shard(parser)
     parser.set_defaults(schedule="cosine", warmup=0.02, clip=1.0, weight_decay=0.1)
     args = Settings.parse(parser, argv)
-    for name in ("steps", "eval_every", "eval_blocks", "block"):
-        check_range(args, name, 1)
-    check_range(args, "vocab_size", 257)
+    lowest = {"steps": 1, "eval_every": 1, "eval_blocks": 1, "block": 1, "vocab_size": 257}
+    for name, low in lowest.items():
+        check_range(args, name, low)
     check_range(args, "dropout", 0, 1)
     if args.steps % args.eval_every:
         raise InputError(f"--steps {args.steps}: expected a multiple of --eval_every")

@@ -18,6 +18,7 @@ from engine.files import ROOT, atomic_write, check_writable, remove_leftovers
 from engine.inputs import check_inputs, inputs_now
 from engine.run_lock import RunLock
 from engine.settings import Settings
+from engine.sharding import gathered
 from engine.state import (
     expect,
     load_checkpoint,
@@ -36,6 +37,7 @@ UNNAMED = {
     "checkpoint",
     "out",
     "dtype",
+    "shard",
 }  # and *_out
 CODE = (".", ":(exclude)*.md", ":(exclude)*/results/*")  # not pages, nor what was measured
 CHANGES, UNKNOWN = "+changes", "unknown"  # of a commit
@@ -151,6 +153,8 @@ class RunFolder:
             json.dump(config, file, indent=2, default=str)
 
     def save_best(self, model, metrics: dict) -> None:
+        """Keep the weights of an epoch; of a sharded model, all workers call it together."""
+        state = gathered(trainable_state(model))
         if not self.writes:
             return
         tree = {
@@ -158,7 +162,7 @@ class RunFolder:
             "settings": vars(self.settings),
             "inputs": self.inputs,
             "metrics": metrics,
-            "model": trainable_state(model),
+            "model": state,
         }
         self.writer.write(self._write_best, tree)
 

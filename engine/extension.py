@@ -28,10 +28,14 @@ class Extension:
     recordable: a step's forward and backward pass may be recorded once and replayed on a GPU, where
     Python is not run again. So modules, `penalty` and `before_backward` look at no number there,
     keep nothing but in tensors that they change in place, and draw on the device alone.
+
+    shardable: the weights may be sharded (engine/sharding.py). Whole weights are then seen by what
+    runs inside a layer's or the model's forward pass alone; the other hooks see shares.
     """
 
     freezes_backbone = False
     recordable = False
+    shardable = False
 
     def prepare_model(self, model) -> None:
         """Change the model, after the weights are in."""

@@ -7,10 +7,16 @@ from pathlib import Path
 from engine.batches import TokenDataset, make_loader
 from engine.devices import device_type, has_bf16_units, has_fp16_units, has_tf32
 from engine.errors import InputError
+from engine.extension import load_extensions, technique_of
 from engine.options import FitOptions
-from engine.parallel import Worker
+from engine.parallel import Worker, world_size_of_torchrun
 from engine.settings import Settings
 
+WHOLE_WEIGHTS = {  # flags that do not go with --shard, and why
+    "checkpoint": "it trains nothing",
+    "compile": "no compiled shards",
+    "fp16": "each process would see overflows of its own",
+}
 EVAL_BATCH_SIZE = 64  # dev or test rows that a GPU reads at once
 
 
@@ -25,6 +31,7 @@ def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = No
     add_data_dir(parser)
     add_max_length(parser)
     add_fit_arguments(parser)
+    add_shard(parser)
 
 
 def add_fit_arguments(parser) -> None:
@@ -96,6 +103,14 @@ def _add_speed_arguments(group) -> None:
         "--eager",
         action="store_true",
         help="on GPUs, neither training steps nor decoding recorded as CUDA graphs",
+    )
+
+
+def add_shard(parser) -> None:
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="with torchrun: each process holds its share of weights, gradients and moments",
     )
 
 
@@ -210,6 +225,23 @@ def check_precision(args) -> None:
         raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
     if args.tf32 and not has_tf32(kind):
         raise InputError("--tf32: this GPU has no such format: leave it out, or give --fp16")
+    if getattr(args, "shard", False):
+        check_shard(args)
+
+
+def check_shard(args) -> None:
+    """Refuse what does not go with sharded weights."""
+    if world_size_of_torchrun() == 1:
+        raise InputError(
+            "--shard: one process, there is nobody to share with: start it by "
+            "torchrun --nproc_per_node=2 …, or leave --shard out"
+        )
+    for name, why in WHOLE_WEIGHTS.items():
+        if getattr(args, name):
+            raise InputError(f"--shard: not with --{name} ({why}): leave one of them out")
+    whole = [technique_of(e) for e in load_extensions(args.extension) if not e.shardable]
+    if whole:
+        raise InputError(f"--shard: {', '.join(whole)}: needs whole weights: leave one of them out")
 
 
 def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:

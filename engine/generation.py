@@ -15,6 +15,7 @@ from engine import cuda_graph
 from engine.batches import is_right_padded
 from engine.errors import InputError
 from engine.sampling import choose
+from engine.sharding import parts_of
 from models.gpt2 import states_at
 
 WORTH_RECORDING = 16  # new tokens, from which on a recording saves more than it takes
@@ -143,6 +144,7 @@ def generate(
     done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
     if record is None:
         record = tokens.is_cuda and max_new_tokens >= WORTH_RECORDING
+        record = record and not parts_of(model)  # their hooks wait for other streams
     decoder = CachedDecoder(model, capacity, fixed=record)
     step = _cached_steps(decoder) if use_cache else partial(_uncached_step, model)
     was_training = model.training

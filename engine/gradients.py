@@ -21,6 +21,7 @@ from engine.extension import Extension
 from engine.mixed_precision import LossScaler, autocast
 from engine.options import FitOptions
 from engine.parallel import Worker, all_reduce
+from engine.sharding import is_part
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Objective:
 
         targets: of the whole step; share: of these that the part has.
         """
-        with autocast(self.options, self.worker.device):
+        keeps = not is_part(self.network)  # else a cache would keep the gathered weights
+        with autocast(self.options, self.worker.device, cache=keeps):
             logits = self.forward(self.network, batch)
             loss = self.loss_fn(logits, batch)
             objective = loss / targets
@@ -49,7 +51,7 @@ class Objective:
                 objective = objective + share * extension.penalty(self.model, batch, logits)
         for extension in self.extensions:
             extension.before_backward(self.model, batch)
-        # DistributedDataParallel averages over workers; the sum is wanted
+        # torch averages over workers; the sum is wanted
         self.scaler.scale(objective * self.worker.world_size).backward()
         wide = widest_float(loss.device)
         return torch.stack([loss.detach().to(wide), count_correct(logits, batch).to(wide)])
@@ -90,9 +92,9 @@ class Gradients:
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
         figures = []
         for i, piece in enumerate(pieces):
-            last = self.worker.world_size == 1 or i + 1 == len(pieces)
-            network = self.objective.network
-            with contextlib.nullcontext() if last else network.no_sync():
+            network, last = self.objective.network, i + 1 == len(pieces)
+            waits = not last and hasattr(network, "no_sync")  # of copies; shares are kept summed
+            with network.no_sync() if waits else contextlib.nullcontext():
                 share = count_targets(piece) / targets
                 batch = to_device(piece, self.worker.device)
                 figures.append(self.objective.backward(batch, targets, share))

@@ -13,11 +13,12 @@ import torch
 LEAST_SCALE = 2.0**-24  # the smallest number of float16
 
 
-def autocast(flags, device: torch.device):
-    """The context of a training pass; flags: with bf16 and fp16."""
+def autocast(flags, device: torch.device, *, cache: bool = True):
+    """The context of a training pass; flags: with bf16 and fp16; cache: of weights in 16 bits."""
     if not (flags.bf16 or flags.fp16):
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if flags.bf16 else torch.float16)
+    dtype = torch.bfloat16 if flags.bf16 else torch.float16
+    return torch.autocast(device.type, dtype, cache_enabled=cache)
 
 
 class LossScaler(torch.amp.GradScaler):

@@ -24,6 +24,7 @@ class FitOptions:
     compile: str | None = None  # torch.compile's mode, for training alone
     eager: bool = False  # on GPUs, one launch a kernel instead of recorded steps
     patience: int = 0  # epochs without a better one before stopping early; 0 never
+    shard: bool = False  # a worker holds its share of weights, gradients and moments
     resume: bool = False
     save_minutes: float = 10.0  # between saves within an epoch
 

@@ -2,13 +2,18 @@
 
 from dataclasses import asdict
 
+import torch
+
 from engine.checkpoint import RunFolder
 from engine.devices import random_state, set_random_state
 from engine.errors import InputError
 from engine.options import FitOptions, Progress
-from engine.parallel import Worker, barrier, gather
+from engine.parallel import Worker, barrier, broadcast, gather
+from engine.sharding import gathered, sharded_like, sharded_moments
 from engine.state import (
+    check_state,
     expect,
+    load_checkpoint,
     load_run,
     load_trainable_state,
     named_as_of_another_version,
@@ -43,9 +48,9 @@ def save_state(run) -> None:
         "data": run.loader.dataset.fingerprint(),
         "random": gather(random_state(worker.device), worker),
     }
-    if worker.is_main and (run.options.any_length or not progress.finished):
-        tree["model"] = trainable_state(run.model)
-        tree["optimizer"] = run.optimizer.state_dict()
+    if run.options.any_length or not progress.finished:
+        tree["model"] = gathered(trainable_state(run.model))
+        tree["optimizer"] = gathered(run.optimizer.state_dict())
         tree["scaler"] = run.scaler.state_dict()
     folder.save_last(tree)
 
@@ -68,8 +73,23 @@ def load_state(run) -> Progress:
         load_trainable_state(run.model, tree["model"], folder.last)
         what = "an optimizer, a loss scale or a random state"
         with named_as_of_another_version(folder.last, what):
-            run.optimizer.load_state_dict(tree["optimizer"])
+            run.optimizer.load_state_dict(sharded_moments(tree["optimizer"], run.optimizer))
             if run.scaler.is_enabled():
                 run.scaler.load_state_dict(tree["scaler"])
             set_random_state(tree["random"][worker.rank], worker.device)
     return progress
+
+
+@torch.no_grad()
+def load_best(model, folder: RunFolder, worker: Worker) -> None:
+    """Put the best epoch's weights into the model of every worker; the main one reads the file."""
+    best = {}
+    if worker.is_main:
+        best = load_checkpoint(folder.best, folder.task)["model"]
+        check_state(model, best, folder.best)
+    for name, mine in trainable_state(model).items():
+        whole = torch.empty(mine.shape, dtype=mine.dtype, device=mine.device)
+        if worker.is_main:
+            whole.copy_(best[name])
+        broadcast([whole], worker)
+        mine.copy_(sharded_like(mine, whole))

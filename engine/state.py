@@ -8,6 +8,7 @@ from typing import get_args, get_origin, get_type_hints
 import torch
 
 from engine.errors import InputError, excerpt, is_number
+from engine.sharding import sharded_like
 from engine.trees import load_tree
 
 RENAMED = {"stale": "epochs_without_improvement"}  # of the progress in files of earlier versions
@@ -84,7 +85,15 @@ def trainable_state(model) -> dict[str, torch.Tensor]:
 
 
 def load_trainable_state(model, state: dict[str, torch.Tensor], where) -> None:
-    """The inverse of `trainable_state`; names and shapes must match, and all be finite."""
+    """The inverse of `trainable_state`; of a sharded model, each worker takes its share."""
+    check_state(model, state, where)
+    mine = trainable_state(model)
+    state = {name: sharded_like(mine[name], tensor) for name, tensor in state.items()}
+    model.load_state_dict(state, strict=False)
+
+
+def check_state(model, state: dict[str, torch.Tensor], where) -> None:
+    """Refuse what is not a model's `trainable_state`: names and shapes match, all is finite."""
     expected = trainable_state(model)
     unlike = sorted(expected.keys() ^ state.keys(), key=str)
     for name in sorted(expected.keys() & state.keys()):
@@ -102,7 +111,6 @@ def load_trainable_state(model, state: dict[str, torch.Tensor], where) -> None:
             f"{where}: {len(broken)} of {len(names)} tensors hold NaN or infinity, first "
             f"{broken[0]}: a run that diverged, or a damaged file: train anew"
         )
-    model.load_state_dict(state, strict=False)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from engine.hub import load_tokenizer
 from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, seed_everything, seed_worker
 from engine.settings import Settings
+from engine.sharding import whole_weights
 from engine.training import fit
 from engine.trying import checkpoint_to_try
 
@@ -173,7 +174,7 @@ def run(task: Task, settings: Settings, worker: Worker) -> None:
         settings = take_over(settings, trained_with)
     else:
         model, settings = task.start(settings)
-    model.to(worker.device)
+    model.to("cpu" if settings.shard else worker.device)  # parts go there one by one
     task.check_test(settings, model)
     splits = task.tested if settings.checkpoint else task.splits
     tokenizer, limit = load_tokenizer(settings.model_size), length_limit(settings, model)
@@ -189,7 +190,8 @@ def run(task: Task, settings: Settings, worker: Worker) -> None:
         worker.say(f"{task.name}: {_plan(settings)}, checkpoints in {folder.path}")
         train(task, settings, model, loaders, folder, worker)
         made_by = folder.path
-    task.test(settings, model, loaders, worker, made_by)
+    with whole_weights(model):
+        task.test(settings, model, loaders, worker, made_by)
 
 
 def _plan(settings: Settings) -> str:

@@ -6,7 +6,6 @@ import time
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from engine.compiling import compiled
@@ -18,6 +17,7 @@ from engine.options import Progress, lr_multiplier
 from engine.parallel import all_reduce
 from engine.recorded_gradients import make_gradients
 from engine.resuming import load_state, save_state
+from engine.sharding import distributed, local
 from engine.signals import Asked
 from engine.step_graph import RECORDERS
 
@@ -37,10 +37,10 @@ class Trainer:
         self.folder, self.worker, self.extensions = folder, worker, extensions
         self.log = log if worker.is_main else lambda message: None
         self.progress = Progress()
+        network = distributed(model, worker, shard=options.shard)  # may replace the parameters
         self.optimizer = make_optimizer(model, options, extensions)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        network = DistributedDataParallel(model) if worker.world_size > 1 else model
         network = compiled(network, options.compile)
         self.scaler = LossScaler(worker.device, enabled=options.fp16)
         objective = Objective(
@@ -153,7 +153,9 @@ class Trainer:
 
     def check_weights(self) -> None:
         """Stop a run whose weights cannot be evaluated."""
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters() if p.requires_grad):
+        weights = [local(p) for p in self.model.parameters() if p.requires_grad]
+        broken = float(not all(bool(weight.isfinite().all()) for weight in weights))
+        if any(all_reduce([broken], self.worker)):
             self._diverged("a weight is not finite", self.progress.step, [])
 
     def judge(self, metrics: dict) -> None:

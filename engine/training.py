@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping
 from torch import nn
 
 from engine.batches import forward_tokens
-from engine.checkpoint import RunFolder, load_checkpoint, load_trainable_state, trainable_state
+from engine.checkpoint import RunFolder
 from engine.extension import Extension
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
-from engine.parallel import Worker, broadcast
-from engine.resuming import take_over_shorter_run
+from engine.parallel import Worker
+from engine.resuming import load_best, take_over_shorter_run
 from engine.signals import Stopped, deferred
 from engine.step_graph import RECORDERS
 from engine.trainer import Trainer
@@ -41,19 +41,20 @@ def fit(
 
     loss_fn(logits, batch) is the loss summed over the batch's targets (labels that are not
     IGNORED_LABEL); evaluate(model) gives a dict of dev figures. The extensions were applied to the
-    model before. A loss that is not finite stops the run. recorders: by type of device, what makes
-    the recorder of its steps; forward and loss_fn are then called for a few batches of each shape
-    alone, with tensors alone, and must not look at a number.
+    model before. With options.shard the model is sharded afterwards (engine/sharding.py). A loss
+    that is not finite stops the run. recorders: by type of device, what makes the recorder of its
+    steps; forward and loss_fn are then called for a few batches of each shape alone, with tensors
+    alone, and must not look at a number.
 
     SIGTERM, SIGHUP and Ctrl-C end it after the step, or before the next batch of an evaluation:
     it saves and raises `Stopped`. SIGUSR1 makes it save after the step and go on.
     """
     extensions = list(extensions)
+    if FROZEN not in folder.inputs:
+        folder.inputs = frozen_weights(model) | folder.inputs
     run = Trainer(
         model, loader, loss_fn, options, folder, worker, extensions, forward, log, recorders
     )
-    if FROZEN not in folder.inputs:
-        folder.inputs = frozen_weights(model) | folder.inputs
     if options.resume:
         take_over_shorter_run(folder, options, worker)
     folder.check_begun(options.resume)
@@ -61,7 +62,7 @@ def fit(
         folder.start(options.resume)
         with folder.writing():
             run_epochs(run, evaluate)
-        take_best(run)
+        load_best(model, folder, worker)
         return run.progress
 
 
@@ -85,12 +86,3 @@ def run_epochs(run: Trainer, evaluate: Callable) -> None:
         except Stopped:
             run.save()
             raise
-
-
-def take_best(run: Trainer) -> None:
-    """Give the model the weights of the best epoch, in every worker."""
-    model, folder, worker = run.model, run.folder, run.worker
-    if worker.is_main:
-        best = load_checkpoint(folder.best, folder.task)
-        load_trainable_state(model, best["model"], folder.best)
-    broadcast(trainable_state(model).values(), worker)
