@@ -40,6 +40,8 @@ class FlashAttention(Extension):
     block: int = 128
     kernel: str = "auto"
 
+    shardable = True
+
     def __post_init__(self):
         if self.block < 16 or self.block & (self.block - 1):
             raise InputError(

@@ -26,6 +26,8 @@ class GradientCheckpointing(Extension):
 
     every: int = 1
 
+    shardable = True
+
     def __post_init__(self):
         if self.every < 1:
             raise InputError(f"gradient_checkpointing: every={self.every}: expected at least 1")

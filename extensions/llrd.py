@@ -21,6 +21,7 @@ class LayerwiseDecay(Extension):
     decay: float = 0.9
 
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         if not 0 < self.decay <= 1:

@@ -15,6 +15,7 @@ from engine.extension import Extension
 @dataclass
 class LogTensorBoard(Extension):
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         optional("tensorboard", "log_tensorboard")

@@ -22,6 +22,7 @@ class LogWandb(Extension):
     mode: str = "online"
 
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         if self.mode not in MODES:

@@ -50,6 +50,7 @@ class LoRA(Extension):
 
     freezes_backbone = True
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         self.names = list(PLACES) if self.targets == "all" else self.targets.split("+")

@@ -30,6 +30,10 @@ class Prefix(Extension):
         if self.length < 0:
             raise InputError(f"prefix: length={self.length}: expected at least 0")
 
+    @property
+    def shardable(self) -> bool:
+        return self.length > 0  # of nothing there are no shares
+
     def prepare_model(self, model) -> None:
         for layer in model.gpt.gpt_layers:
             attention = layer.self_attention

@@ -57,6 +57,10 @@ class QAT(Extension):
     def freezes_backbone(self) -> bool:
         return self.quadapter
 
+    @property
+    def shardable(self) -> bool:
+        return not self.quadapter  # which looks at whole weights after the first step
+
     def prepare_model(self, model) -> None:
         for layer in model.gpt.gpt_layers:
             behind_norm = (layer.self_attention, layer.interm_dense)

@@ -23,6 +23,8 @@ from engine.extension import Extension
 class RDrop(Extension):
     alpha: float = 1.0
 
+    shardable = True
+
     def __post_init__(self):
         if not 0 <= self.alpha < float("inf"):
             raise InputError(f"rdrop: alpha={self.alpha}: expected at least 0")

@@ -36,6 +36,7 @@ class ReFT(Extension):
 
     freezes_backbone = True
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         if self.rank < 1 or min(self.first, self.last) < 0 or not 0 <= self.dropout < 1:

@@ -28,6 +28,7 @@ class SlidingWindow(Extension):
     sinks: int = 0
 
     recordable = True
+    shardable = True
 
     def __post_init__(self):
         if self.window < 1 or self.sinks < 0:

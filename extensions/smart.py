@@ -49,6 +49,10 @@ class Smart(Extension):
         if not 0 <= self.momentum < 1:
             raise InputError(f"smart: momentum={self.momentum}: expected one in [0, 1)")
 
+    @property
+    def shardable(self) -> bool:
+        return not self.proximal  # whose average is whole
+
     def prepare_model(self, model) -> None:
         """Keep θ̃ in the model, whose checkpoints then have it; it begins as θ."""
         if self.proximal:

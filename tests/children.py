@@ -1,6 +1,12 @@
 """Actions in a child process, which may be killed at any moment of its writing."""
 
+import importlib
 import os
+import signal
+import socket
+import sys
+import time
+import traceback
 
 from engine import files
 
@@ -33,3 +39,47 @@ def at_write(monkeypatch, number: int, action) -> None:
         sync(path)
 
     monkeypatch.setattr(files, "sync", counting)
+
+
+def in_workers(action, count: int = 2, seconds: float = 120) -> None:
+    """Run in forked processes, as torchrun would start them; all must end well, and in time."""
+    for name in ("torch.distributed.fsdp", "torch._dynamo"):
+        importlib.import_module(name)  # once, and not in each process
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    group = {"WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    children = {}
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            _work(action, {**group, "RANK": rank, "LOCAL_RANK": rank})
+        children[child] = rank
+    codes, end = {}, time.monotonic() + seconds
+    while len(codes) < count and not any(codes.values()) and time.monotonic() < end:
+        for child in children.keys() - codes.keys():
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    for child in children.keys() - codes.keys():
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert codes == dict.fromkeys(children, 0), {children[child]: codes[child] for child in codes}
+
+
+def _work(action, environment: dict) -> None:
+    """What a forked worker does; it never returns."""
+    code = 99
+    try:
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        action()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

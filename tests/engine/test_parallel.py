@@ -1,7 +1,5 @@
 """Several processes with shares of the batch do what one does with all of it; only one writes."""
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from course_files import WORKER, call_main, work_in, write, write_course, write_model
+from pair_runs import RUNS, figures, flags_of, torchrun
 from slow import slow_unless
 from tiny_run import run_path
 
@@ -18,13 +17,7 @@ from engine.errors import InputError
 from engine.files import ROOT
 from engine.parallel import Worker, all_reduce, broadcast, gather, start_worker
 
-RUNS = {
-    "sst": ["classifier", "--fine-tune-mode", "full-model", "--dataset", "sst"],
-    "features": ["classifier", "--fine-tune-mode", "last-linear-layer", "--dataset", "cfimdb"],
-    "paraphrase": ["paraphrase_detection", "--accumulate", "2", "--clip", "0.5"],
-    "sonnet": ["sonnet_generation", "--max_new_tokens", "4"],
-}
-FLAGS = ["--data_dir", "data", "--model_size", "model", "--epochs", "2", "--lr", "1e-3"]
+CASES = [*((name, "") for name in RUNS), ("sst", "--shard")]
 ROWS = 41  # the last common batch of 8 has one row: the second process gets none
 
 
@@ -36,33 +29,14 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def flags_of(name: str, batch_size: int) -> list[str]:
-    program, *flags = RUNS[name]
-    if program == "classifier":
-        flags += ["--hidden_dropout_prob", "0"]
-    return [program, *FLAGS, *flags, "--batch_size", str(batch_size)]
-
-
-def torchrun(script, *words) -> subprocess.CompletedProcess:
-    """The script in two processes that share the work over gloo."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node=2", str(script), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
-
-
-def figures(folder: Path) -> list[dict]:
-    path = run_path(folder, "*/metrics.jsonl")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.mark.parametrize("name", slow_unless("sst".__eq__, RUNS))
-def test_two_processes_at_half_the_batch_follow_the_single_one(name, place, monkeypatch):
+@pytest.mark.parametrize("name, how", slow_unless(("sst", "").__eq__, CASES))
+def test_two_processes_at_half_the_batch_follow_the_single_one(name, how, place, monkeypatch):
     program, *words = flags_of(name, 8)
     call_main(monkeypatch, program, *words, "--runs_dir", "single")
     alone = {path.name: path.read_bytes() for path in Path("predictions").iterdir()}
 
     _, *words = flags_of(name, 4)
-    run = torchrun(ROOT / f"{program}.py", *words, "--runs_dir", "pair")
+    run = torchrun(ROOT / f"{program}.py", *words, "--runs_dir", "pair", *how.split())
     assert run.returncode == 0, run.stderr
     pairs = list(zip(figures(place / "single"), figures(place / "pair"), strict=True))
     assert len(pairs) == 2
@@ -100,8 +74,9 @@ classifier.main()
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_resume_to_the_same_bits(place):
-    program, *words = flags_of("sst", 4)
+@pytest.mark.parametrize("how", [[], ["--shard"]])
+def test_two_processes_that_were_killed_resume_to_the_same_bits(how, place):
+    program, *words = [*flags_of("sst", 4), *how]
     words[words.index("--hidden_dropout_prob") + 1] = "0.3"  # each has a random state of its own
     words += ["--save_minutes", "0"]
     script = ROOT / f"{program}.py"

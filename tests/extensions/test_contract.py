@@ -12,7 +12,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from children import at_write, in_child
+from children import at_write, in_child, in_workers
 from course_files import call_main, work_in, write_course, write_model
 from slow import one_partner_each, slow_unless
 from technique_cases import NAMES, cases
@@ -188,6 +188,33 @@ def test_a_compiled_run_does_the_same(name, place, monkeypatch):
     assert used == ["default"] and plain.keys() == fast.keys()
     for key in plain:
         torch.testing.assert_close(fast[key], plain[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+def is_shardable(flag: str) -> bool:
+    return load_extensions([flag])[0].shardable
+
+
+FLAGS = [f"{name}:{options}" for name, t in CASES.items() for options in (t.options, *t.varied)]
+
+
+@pytest.mark.parametrize("flag", slow_unless("rdrop:".__eq__, filter(is_shardable, FLAGS)))
+def test_with_sharded_weights_it_trains_what_copies_train(flag, place, monkeypatch):
+    flags = ["--epochs", "1", "--limit", "20", "--batch_size", "4", "--clip", "0.5"]
+    for folder, how in (("copies", []), ("shares", ["--shard"])):
+        words = [*flags, "--runs_dir", folder, *how]
+        in_workers(lambda words=words: run(monkeypatch, "classifier", [flag], *words))
+    copies, shares = stored("copies"), stored("shares")
+    assert copies.keys() == shares.keys()
+    for key in copies:
+        torch.testing.assert_close(shares[key], copies[key], atol=1e-6, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if not is_shardable(flag)])
+def test_what_needs_whole_weights_is_refused(flag, place, monkeypatch, refused):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    name, _, _ = flag.partition(":")
+    with refused(f"--shard: {name}: needs whole weights"):
+        run(monkeypatch, "classifier", [flag], "--shard")
 
 
 def hooks(name: str) -> set[str]:
