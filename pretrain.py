@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from engine.errors import InputError, Parser, command
-from engine.files import atomic_folder, check_writable
+from engine.files import atomic_folder, check_folder_writable
 from engine.hub import load_gpt2, load_tokenizer
 from engine.parallel import seed_everything, seed_worker
 
@@ -167,7 +167,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
 
 def run(args, worker: Worker) -> None:
     """Prepare the text, train, validate on the whole validation text, write the folder."""
-    check_writable(Path(args.out) / "config.json")
+    check_folder_writable(args.out)
     seed_everything(args.seed)
     data = prepare_data(args, worker)
     tokenizer = load_tokenizer(str(data))

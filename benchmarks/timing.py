@@ -3,11 +3,9 @@
 import contextlib
 import json
 import multiprocessing
-import os
 import platform
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint import current_commit
+from engine.children import end_with_parent
 from engine.devices import hardware
 from engine.files import atomic_write
 
@@ -84,16 +83,8 @@ def _keep(make: Callable, arguments) -> None:
 def _process() -> ProcessPoolExecutor:
     """One fresh process, which ends with this one, even if this one is killed."""
     return ProcessPoolExecutor(
-        1, mp_context=multiprocessing.get_context("spawn"), initializer=_watch_parent
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
     )
-
-
-def _watch_parent() -> None:
-    def leave_with_it() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_it, daemon=True).start()
 
 
 def _ask(method: str, arguments):

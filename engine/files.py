@@ -59,6 +59,7 @@ def atomic_folder(path) -> Iterator[Path]:
     before = path.with_name(f".{path.name}.before")
     _end_replacement(before, path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, path.name)
     mine = {"prefix": f".{path.name}.{process_mark()}.", "suffix": ".tmp"}
     scratch = Path(tempfile.mkdtemp(dir=path.parent, **mine))
     try:
@@ -160,6 +161,14 @@ def check_writable(path) -> None:
             f"{folder}: cannot be written ({error.strerror}): choose another output path or mend "
             f"the folder's permissions"
         ) from error
+
+
+def check_folder_writable(path) -> None:
+    """The same of a folder, for all files in it and for what was to take its place."""
+    path = Path(path)
+    check_writable(path / "config.json")
+    remove_leftovers(path)
+    remove_leftovers(path.parent, path.name)
 
 
 def _umask() -> int:

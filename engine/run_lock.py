@@ -14,11 +14,11 @@ from engine.files import check_writable
 class RunLock:
     """A lock of the operating system on `.lock` in the folder; may be entered again inside.
 
-    `.owner` says who holds it, for the message to others.
+    `.owner` says who holds it, for the message to others. wait: until it is free, instead.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.depth = folder, 0
+    def __init__(self, folder: Path, *, wait: bool = False):
+        self.folder, self.depth, self.wait = folder, 0, wait
         self.lock, self.owner = FileLock(folder / ".lock"), folder / ".owner"
 
     def __enter__(self) -> None:
@@ -35,7 +35,7 @@ class RunLock:
 
     def _acquire(self) -> None:
         try:
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=-1 if self.wait else 0)
         except Timeout as error:
             owner = "another process"
             if self.owner.exists():

@@ -15,9 +15,10 @@ from engine.corpus import (
     write_tokens,
 )
 from engine.errors import InputError
-from engine.files import atomic_write
+from engine.files import atomic_write, remove_leftovers
 from engine.hub import load_tokenizer
 from engine.parallel import Worker, barrier
+from engine.run_lock import RunLock
 
 MANY = 100  # documents, of which the last hundredth is one or more
 
@@ -34,9 +35,13 @@ def prepare_data(args, worker: Worker) -> Path:
     facts = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     key = repr((facts, len(args.text), args.tokenizer, args.vocab_size, args.limit))
     folder = Path(args.runs_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
-    if worker.is_main and not (folder / "valid.json").exists():
-        write_data(args, folder, worker.say)
     if worker.is_main:
+        if not (folder / "valid.json").exists():
+            check_texts(args)
+        with RunLock(folder, wait=True):
+            remove_leftovers(folder)
+            if not (folder / "valid.json").exists():
+                write_data(args, folder, worker.say)
         vocab_size = len(load_tokenizer(str(folder)))
         for name in ("train", "valid"):
             check_tokens(folder / f"{name}.bin", vocab_size)
@@ -44,11 +49,15 @@ def prepare_data(args, worker: Worker) -> Path:
     return folder
 
 
-def write_data(args, folder: Path, say: Callable) -> None:
-    """Learn or copy the tokenizer, then write the tokens of train and valid."""
+def check_texts(args) -> None:
+    """Refuse files without a document."""
     for files in filter(None, (args.text, args.valid)):
         if next(documents(files), None) is None:
             raise InputError(f"{', '.join(files)}: no text, expected a document: give other files")
+
+
+def write_data(args, folder: Path, say: Callable) -> None:
+    """Learn or copy the tokenizer, then write the tokens of train and valid."""
     count = sum(1 for _ in islice(documents(args.text), args.limit))
     if not args.valid:
         end = f"{count // MANY} of the documents are" if count >= MANY else "tenth of the tokens is"

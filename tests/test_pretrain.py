@@ -21,6 +21,7 @@ from course_files import (
     VERSES,
     WORKER,
     call_main,
+    no_training,
     predicted,
     work_in,
     write,
@@ -318,6 +319,21 @@ def damage_tokens(kind: str, folder: Path) -> None:
         facts.write_text("null")
     else:
         facts.write_text('{"dtype": "object", "tokens": -1, "bytes": 0}')
+
+
+def test_what_killed_runs_left_goes_at_the_next_start(place, monkeypatch):
+    """Also where the tokens are whole already, and the folder is not written again."""
+    args = pretrain.get_args(["--text", "text.txt", "--out", "out", *SHORT])
+    folder = token_files.prepare_data(args, WORKER)
+    left = [folder / ".train.bin.abc.tmp", Path("out/.model.safetensors.abc.tmp")]
+    left += [Path(".out.abc.tmp/model.safetensors")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
+    monkeypatch.setattr(pretrain, "shape_of", no_training)
+    with pytest.raises(AssertionError, match="training began"):
+        pretrain.run(args, WORKER)
+    assert not list(Path().rglob("*.tmp"))
 
 
 @pytest.mark.parametrize(

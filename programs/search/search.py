@@ -21,6 +21,7 @@ figures, not of running means; one seed gives the same trials, whether interrupt
         -- classifier.py --dataset sst --fine-tune-mode full-model --epochs 5 --use_gpu
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -32,8 +33,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import InputError, Parser, command, optional
-from engine.files import atomic_path, check_writable
+from engine.errors import InputError, Parser, command, leave, optional
+from engine.files import atomic_path, check_writable, is_alive
+from engine.run_lock import RunLock
+from engine.signals import Stopped
 
 # isort: split
 
@@ -44,6 +47,7 @@ from programs.search.study import ended, masked, open_study, retry_interrupted, 
 from programs.search.trial import PROGRAMS, WITHOUT_TEST, TrialFailed, run_trial
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
+STAND_INS = "data"  # of the names of folders in which something stands in the place of test files
 FAILURES = 3  # in a row, before anything worked: then something else is wrong
 
 # -- the study -------------------------------------------------------------------------------------
@@ -54,7 +58,8 @@ def search(args, study) -> Iterator[str]:
     import optuna
     from optuna.trial import TrialState
 
-    retry_interrupted(study)
+    with RunLock(args.folder, wait=True):
+        retry_interrupted(study, args.folder)
     failures = 0
     while len(done := ended(study)) < args.trials:
         trial = study.ask()
@@ -187,14 +192,18 @@ def prepare(args) -> None:
         if getattr(parsed, name):
             raise InputError(f"--{name}: a trial trains anew: leave it out")
     check_writable(args.folder / "importance.png")
-    args.stand_in_folder = args.folder.resolve() / f"data-{socket.gethostname()}-{os.getpid()}"
+    mine = f"{STAND_INS}-{socket.gethostname()}-"
+    with RunLock(args.folder, wait=True):
+        for folder in args.folder.glob(f"{glob.escape(mine)}*"):
+            if not is_alive(int(folder.name.removeprefix(mine))):  # of a search that was killed
+                shutil.rmtree(folder, ignore_errors=True)
+    args.stand_in_folder = args.folder.resolve() / f"{mine}{os.getpid()}"
     args.stand_in_folder.mkdir(exist_ok=True)
     args.stand_in = WITHOUT_TEST[args.program](parsed, args.stand_in_folder)
 
 
 @command
 def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a running trial is stopped
     args = get_args()
     prepare(args)
     study = open_study(args)
@@ -203,9 +212,14 @@ def main():
     try:
         for line in search(args, study):
             print(line, flush=True)
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on with this study", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, Stopped) as end:
+        number = getattr(end, "number", signal.SIGINT)
+        how = (
+            "interrupted"
+            if number == signal.SIGINT
+            else f"stopped by {signal.Signals(number).name}"
+        )
+        leave(f"{how}: the same command goes on with this study", 128 + number)
     finally:
         shutil.rmtree(args.stand_in_folder, ignore_errors=True)
     for line in report(args, study):

@@ -1,12 +1,15 @@
 """The study of a search in its database: opened, counted, gone on with after an interruption."""
 
 import re
+import shutil
 import socket
 import zlib
+from pathlib import Path
 from urllib.parse import unquote, unquote_plus
 
 from engine.errors import InputError, excerpt
 from engine.files import is_alive
+from programs.search.trial import trial_folder
 
 
 def open_study(args):
@@ -68,8 +71,11 @@ def ended(study) -> list:
     return [trial for trial in study.get_trials(deepcopy=False) if has_ended(trial)]
 
 
-def retry_interrupted(study) -> None:
-    """Put the values of trials that were interrupted, on this machine, at the head of the queue."""
+def retry_interrupted(study, folder: Path) -> None:
+    """Put the values of trials that were interrupted, on this machine, at the head of the queue.
+
+    What they left in the study's folder goes.
+    """
     from optuna.trial import TrialState
 
     retried = study.user_attrs.get("retried", [])
@@ -83,6 +89,7 @@ def retry_interrupted(study) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
         elif trial.state != TrialState.FAIL:
             continue
+        shutil.rmtree(trial_folder(folder, trial.number), ignore_errors=True)
         study.set_user_attr("retried", retried := [*retried, trial.number])
         if trial.params:
             study.enqueue_trial(trial.params)

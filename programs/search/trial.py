@@ -10,10 +10,10 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from engine.children import start_child
 from engine.errors import InputError
 from engine.files import ROOT, atomic_write
 from engine.records import data_file, read_sonnets
@@ -90,6 +90,11 @@ class TrialFailed(Exception):
     """The task's program ended with an error; the search goes on without this trial."""
 
 
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial's run, figures and log are, in its study's folder."""
+    return folder / f"trial-{number}"
+
+
 def figures(folder: Path, metric: str) -> list[tuple[int, float]]:
     """(epoch, figure) of each epoch that a run has finished."""
     found = []
@@ -103,14 +108,14 @@ def figures(folder: Path, metric: str) -> list[tuple[int, float]]:
 
 
 def started(args, words: list[str], folder: Path, log) -> subprocess.Popen:
-    """The task's program with all its flags; what it writes goes below the folder."""
+    """The task's program with all its flags; what it writes goes below the folder.
+
+    It ends with this process, even if this one is killed.
+    """
     names = PROGRAMS[args.program].output_flags
     outputs = [word for name in names for word in (f"--{name}", folder / name)]
-    program = [sys.executable, str(FOLDER / args.program)]
-    every = [*program, *args.fixed, *words, *args.stand_in, "--runs_dir", folder, *outputs]
-    return subprocess.Popen(
-        list(map(str, every)), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-    )
+    every = [*args.fixed, *words, *args.stand_in, "--runs_dir", folder, *outputs]
+    return start_child([FOLDER / args.program, *every], stdout=log, stderr=subprocess.STDOUT)
 
 
 def run_trial(args, trial) -> float:
@@ -119,7 +124,7 @@ def run_trial(args, trial) -> float:
 
     words = words_of(args.parsed_space, trial)
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
-    folder = args.folder / f"trial-{trial.number}"
+    folder = trial_folder(args.folder, trial.number)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log_path, known = folder / "log.txt", []

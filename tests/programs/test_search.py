@@ -252,9 +252,26 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(end, place, monkeypa
     assert len(search.ended(study())) == 4
     run(monkeypatch, *words, "--seed", "5")
     assert drawn(study()) == expected
+    assert not list(Path("runs").rglob("*.safetensors")) and not list(Path("runs").rglob("data-*"))
+    assert len(list(Path("runs").rglob("trial-*"))) == 6, "what interrupted trials left is gone"
     assert "(6 of 6)" in capsys.readouterr().out
     run(monkeypatch, *words, "--seed", "5")  # nothing is left to do
     assert len(search.ended(study())) == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_search_that_is_stopped_says_so_and_stops_its_trial(number, place, monkeypatch, capsys):
+    monkeypatch.setenv("EPOCH_SECONDS", "60")
+    trials, start = [], search_trial.started
+    monkeypatch.setattr(
+        search_trial, "started", lambda *words: trials.append(start(*words)) or trials[-1]
+    )
+    monkeypatch.setattr(search_trial.time, "sleep", lambda _: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, "--trials", "2", *SPACE, *TASK)
+    said = f"stopped by {number.name}: the same command goes on with this study\n"
+    assert (stop.value.code, capsys.readouterr().err) == (128 + number, said)
+    assert trials[0].poll() is not None
 
 
 def test_more_trials_may_be_asked_for_later(place, monkeypatch):

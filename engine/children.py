@@ -1,0 +1,43 @@
+"""Child processes that end with their parent, whatever ended it: SIGKILL, too.
+
+    python engine/children.py PROGRAM.py [flags]     PROGRAM.py, until standard input is closed
+
+The system closes a pipe, or what else a child waits for, when the process at its other end is gone.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def start_child(words: Sequence, **options) -> subprocess.Popen:
+    """Start a program of Python's, `words` its file and flags; options: of `subprocess.Popen`."""
+    command = [sys.executable, "-P", __file__, *map(str, words)]  # -P: no folder to import from
+    return subprocess.Popen(command, stdin=subprocess.PIPE, **options)
+
+
+def end_with_parent() -> None:
+    """From now on, let this process of `multiprocessing` end as soon as its parent has."""
+    _end_after(multiprocessing.parent_process().join)
+
+
+def _end_after(wait: Callable[[], object]) -> None:
+    """End this process, at once, when the call returns."""
+
+    def leave() -> None:
+        wait()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_after(lambda: os.read(sys.stdin.fileno(), 1))
+    del sys.argv[0]
+    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python itself does
+    runpy.run_path(sys.argv[0], run_name="__main__")

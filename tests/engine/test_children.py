@@ -1,0 +1,70 @@
+"""Children end with their parent, and are otherwise as Python itself would have started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.children import start_child
+from engine.files import ROOT
+
+PROGRAM = """
+import sys, time
+import beside
+print(sys.argv, __name__, flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit(int(sys.argv[2]))
+"""
+PARENT = """
+import os, pathlib, signal, sys
+sys.path.insert(0, {root!r})
+from engine.children import start_child
+
+child = start_child(["program.py", "60", "0"])
+pathlib.Path("child").write_text(str(child.pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    (tmp_path / "beside.py").write_text("", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_child_has_its_flags_its_folder_and_its_exit_code(place):
+    child = start_child(["program.py", 0, 7], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.read() == "['program.py', '0', '7'] __main__\n"
+    assert child.wait() == 7
+
+
+def test_a_child_can_be_stopped(place):
+    child = start_child(["program.py", 60, 0], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline()
+    child.terminate()
+    assert child.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_a_child_of_a_killed_parent_ends(place):
+    (place / "parent.py").write_text(PARENT.format(root=str(ROOT)), encoding="utf-8")
+    killed = subprocess.run([sys.executable, "parent.py"], timeout=60, stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    child = int((place / "child").read_text(encoding="utf-8"))
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("it is still there")
