@@ -422,9 +422,9 @@ def test_each_program_trains_in_float16_and_predicts_in_float32(program, tmp_pat
     monkeypatch.setattr("engine.stages.draw", lambda *_: None)
     kinds = {True: set(), False: set()}  # of products of matrices, by whether the model trains
 
-    def note(self, input_ids, embed=GPT2Model.embed):
+    def note(self, *inputs, embed=GPT2Model.embed):
         kinds[self.training].add((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
-        return embed(self, input_ids)
+        return embed(self, *inputs)
 
     monkeypatch.setattr(GPT2Model, "embed", note)
     epochs = [] if program == "pretrain" else ["--epochs", "1"]
