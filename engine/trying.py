@@ -81,7 +81,7 @@ def continue_sonnet(model, path: str, settings) -> None:
         if settings.json:
             say_answer({"prompt": prompt_text(prompt), "text": sonnet.text, "seed": seed}, True)
         else:
-            print(sonnet.text[len(aloud.said) :], end="\n\n", flush=True)  # the last token
+            say(f"{sonnet.text[len(aloud.said) :]}\n\n")  # the last token
 
 
 class Aloud:
@@ -93,7 +93,7 @@ class Aloud:
     def __call__(self, tokens) -> bool:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         if not text.endswith(UNFINISHED):
-            print(text[len(self.said) :], end="", flush=True)
+            say(text[len(self.said) :])
             self.said = text
         return False
 
@@ -133,6 +133,10 @@ def bar(share: float) -> str:
 
 
 def say_answer(answer: dict, as_json: bool) -> None:
-    """Print an answer, at once also into a pipe."""
-    text = json.dumps(answer, ensure_ascii=False) if as_json else drawn(answer)
-    print(text, flush=True)
+    say(f"{json.dumps(answer, ensure_ascii=False) if as_json else drawn(answer)}\n")
+
+
+def say(text: str) -> None:
+    """Write to the standard output, at once also into a pipe."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
