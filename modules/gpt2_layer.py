@@ -29,7 +29,7 @@ class GPT2Layer(nn.Module):
         self.out_dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def add(self, input, output, dense_layer, dropout):
-        """The residual connection: input (b, t, d) + dropout(dense_layer(output))."""
+        """The residual connection: `output`, projected and dropped out, on top of `input`."""
         return input + dropout(dense_layer(output))
 
     def forward(self, hidden_states, attention_mask):

@@ -1,0 +1,1 @@
+"""The starter that students get, made from this repository: `python -m course.handout OUT`."""
