@@ -30,8 +30,7 @@ BLANKS = (
         """\
 Scores first, then the two masks, then the softmax and its dropout, then the mean of the values.
 In training t = s. In generation there may be fewer queries than keys: they are the last ones.
-Hide the future with a large negative number, not with minus infinity: where padding is on the
-left, a row may have nothing to see, and its softmax should stay finite.""",
+Where padding is on the left, a row sees padding alone; its output must be finite all the same.""",
         test="test_01_causal_attention.py",
     ),
     Blank(

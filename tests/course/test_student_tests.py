@@ -46,11 +46,12 @@ def test_the_tests_of_what_is_filled_pass_and_the_others_say_what_is_to_be_writt
 
 MISTAKES = [  # test file, file, what stands there, what a student might write, words of the error
     (1, "attention", " / math.sqrt(query.shape[-1])", "", "divide by the square root"),
-    (1, "attention", "diagonal=s - t + 1", "diagonal=s - t", "Is the diagonal masked, too?"),
+    (1, "attention", "diagonal=s - t + 1", "diagonal=s - t", "averages the values 0 to i"),
     (1, "attention", "diagonal=s - t + 1", "diagonal=1", "shift the diagonal"),
     (1, "attention", "masked_fill(future, torch", "masked_fill(future & False, torch", "averages"),
     (1, "attention", "scores = scores + padding_mask", "pass", "add padding_mask"),
-    (1, "attention", "torch.finfo(scores.dtype).min", "-torch.inf", None),
+    (1, "attention", "scores + padding_mask", "scores.masked_fill(padding_mask < 0, -torch.inf)",
+     "Add padding_mask as it is"),
     (1, "attention", "F.dropout(scores.softmax(dim=-1), dropout)", "scores.softmax(-1)", "weights"),
     (2, "attention", '"b h t k -> b t (h k)"', '"b h t k -> b t (k h)"', "move the heads"),
     (2, "attention", "self.attend(query, key,", "self.attend(key, query,", "order is query"),

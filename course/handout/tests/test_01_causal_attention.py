@@ -79,7 +79,7 @@ def test_padding_on_the_left_stays_finite():
     found = causal_attention(rows(3), rows(3, 1), rows(3, 2), mask, 0.0)
     assert bool(found.isfinite().all()), (
         "Position 0 is padding and sees only itself: its output means nothing, but it must be "
-        "finite. Mask with a large negative number (torch.finfo), not with -inf."
+        "finite. Add padding_mask as it is, do not turn it into -inf."
     )
 
 
