@@ -165,10 +165,14 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     sys.excepthook = _end_imports
 
 
-def optional(module: str, needed_by: str):
-    """Import a module of a package that requirements.txt leaves out; needed_by: for the error."""
+def optional(module: str, needed_by: str, package: str = ""):
+    """Import a module of a package that requirements.txt leaves out.
+
+    needed_by, and the package's name where pip knows it by another one: for the error.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:  # of the package, or of one that it needs itself
-        package = (error.name or module).partition(".")[0]
+        missing = (error.name or module).partition(".")[0]
+        package = package if package and missing == module.partition(".")[0] else missing
         raise InputError(f"{needed_by} needs {package}: pip install {package}") from error

@@ -43,7 +43,7 @@ def page(source: Path) -> str:
 
 def parsed(source: Path):
     """(tokens, render): markdown-it's tokens of a file, and what makes HTML of them."""
-    library = optional("markdown_it", "course.handout.page")
+    library = optional("markdown_it", "course.handout.page", "markdown-it-py")
     reader = library.MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.inline.ruler.before("escape", "math", _math)
     reader.add_render_rule("math", lambda self, tokens, i, *_: _drawn(tokens[i]))
