@@ -18,6 +18,10 @@ DARK = {INK: "#e4e9ee", PALE: "#98a4b0", BLUE: "#24425f", ORANGE: "#5e3f22", GRE
 DARK[VIOLET] = "#463566"
 NAMES = {INK: "ink", PALE: "pale", BLUE: "blue", ORANGE: "orange", GREEN: "green", VIOLET: "violet"}
 INCHES = 0.5  # of a unit
+SETTINGS = {  # matplotlib's own fonts, whatever the user's settings are
+    **{"font.family": ["DejaVu Sans"], "mathtext.fontset": "dejavusans"},
+    **{"svg.fonttype": "path", "svg.hashsalt": "course"},
+}
 
 
 class Sketch:
@@ -73,7 +77,7 @@ class Sketch:
         import matplotlib
 
         file = io.StringIO()
-        with matplotlib.rc_context({"svg.hashsalt": "course", "svg.fonttype": "path"}):
+        with matplotlib.rc_context(SETTINGS):
             meta = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self.figure.savefig(file, format="svg", transparent=True, metadata=meta)
         return themed(file.getvalue())

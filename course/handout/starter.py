@@ -5,7 +5,7 @@ python -m course.handout OUT --with-extensions    with the techniques that give 
 python -m course.handout OUT --solution           the same files, filled in
 """
 
-from engine.errors import InputError, Parser, command
+from engine.errors import InputError, Parser, command, some
 
 # isort: split
 
@@ -50,6 +50,8 @@ def write_starter(
         raise InputError(f"{out}: not empty: choose a new folder, or delete this one")
     files = {name: name for name in starter_files(root, extensions=extensions)}
     files |= added_files(root)
+    if missing := [name for name in files if not (root / name).is_file()]:
+        raise InputError(f"git tracks files that are not there: {some(missing)}: put them back")
     left_out: dict[str, list[Blank]] = {}
     for blank in blanks:
         left_out.setdefault(blank.file, []).append(blank)

@@ -30,7 +30,7 @@ def tracked_files(root: Path) -> list[str]:
             _git(root, "init", "--quiet", "--bare", scratch)
             where = f"--git-dir={scratch}", f"--work-tree={root}"
             names = _git(root, *where, "ls-files", "-z", "--others", "--exclude-standard")
-    files = sorted({name for name in names.split("\0") if name and (root / name).is_file()})
+    files = sorted(set(filter(None, names.split("\0"))))
     if not files:
         raise InputError(f"{root}: git knows no file there: call it from a checkout or a copy")
     return files
@@ -66,7 +66,12 @@ def revealing(root: Path, names: list[str]) -> set[str]:
 
     A program in a folder of its own is one of them as a whole.
     """
-    texts = {n: (root / n).read_text(encoding="utf-8") for n in names if n.endswith(".py")}
+    code = [root / name for name in names if name.endswith(".py")]
+    texts = {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+        for path in code
+        if path.is_file()
+    }
     telling, asked = telling_lines(root), {blank.file for blank in BLANKS}
     held = [n for n, text in texts.items() if n not in asked and telling & set(code_lines(text))]
     found, imports = set(map(_unit, held)), {name: _imports(texts[name]) for name in texts}

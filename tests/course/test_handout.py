@@ -115,8 +115,8 @@ def test_the_projects_own_tests_and_results_are_left_out(full):
     assert all((ROOT / name).exists() for name in LEFT_OUT if name != "extensions/README.md")
     assert [name for name in tree(full) if is_below(name, ["course", "benchmarks", "docs"])] == []
     assert not (full / "engine/fast").exists()
-    ours = {path.name for path in (ROOT / "tests").rglob("*.py")}
-    assert not ours & {path.name for path in (full / "tests").glob("*.py")}
+    students = {path.name for path in (ROOT / starter.OURS / "tests").glob("*.py")}
+    assert {path.name for path in (full / "tests").iterdir()} == students
 
 
 def test_what_cannot_do_without_a_revealing_file_goes_with_it(tmp_path):
@@ -207,6 +207,14 @@ def test_only_tracked_files_are_known_or_without_git_those_that_are_not_ignored(
             subprocess.run(["git", *words], cwd=tmp_path, check=True)
     expected = [".gitignore", "a.py", *([] if checkout else ["new.py"])]
     assert tracked_files(tmp_path) == expected
+
+
+def test_a_tracked_file_that_is_missing_is_named(tmp_path, monkeypatch):
+    tracked = tracked_files(ROOT)
+    monkeypatch.setattr(starter, "starter_files", lambda *_, **__: [*tracked[:3], "gone.py"])
+    with pytest.raises(InputError, match=r"not there: gone\.py: put them back"):
+        starter.write_starter(ROOT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_git_knows_nothing_of_is_an_error(tmp_path):

@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from course.handout import figures, page
+from engine.files import ROOT
 
 HANDOUT = page.SOURCE.read_text(encoding="utf-8")
 
@@ -24,8 +26,9 @@ def test_a_figure_is_drawn_the_same_every_time(name):
     drawn = draw().svg()
     assert drawn == draw().svg()
     assert "var(--ink)" in drawn and "prefers-color-scheme: dark" in drawn
-    kept = (figures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
-    assert len(drawn.splitlines()) == len(kept.splitlines()), "python -m course.handout.figures"
+    if f"matplotlib=={version('matplotlib')}\n" in (ROOT / "requirements.txt").read_text("utf-8"):
+        kept = (figures.FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+        assert drawn == kept, "python -m course.handout.figures"
 
 
 @pytest.fixture(scope="module")

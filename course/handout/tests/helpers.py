@@ -34,11 +34,18 @@ def seeded(make, *arguments):
     return make(*arguments)
 
 
+def shaped(found, shape: tuple[int, ...], message: str) -> None:
+    """Fail with the message unless this is a tensor of this shape."""
+    if not isinstance(found, torch.Tensor):
+        fail(message, f"{found!r} (is a return missing?)", f"a tensor of shape {shape}")
+    if tuple(found.shape) != shape:
+        fail(message, f"shape {tuple(found.shape)}", f"shape {shape}")
+
+
 def same(found, expected, message: str) -> None:
     """Fail with the message and both tensors unless they are equal up to rounding."""
     expected = torch.as_tensor(expected)
-    if found.shape != expected.shape:
-        fail(message, f"shape {tuple(found.shape)}", f"shape {tuple(expected.shape)}")
+    shaped(found, tuple(expected.shape), message)
     if not torch.allclose(found.float(), expected.float(), atol=1e-5, rtol=1e-4):
         fail(message, found.tolist(), expected.tolist())
 

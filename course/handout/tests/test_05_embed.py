@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import CONFIG, IDS, same, seeded
+from helpers import CONFIG, IDS, same, seeded, shaped
 
 from models.gpt2 import GPT2Model
 
@@ -14,7 +14,7 @@ def model() -> GPT2Model:
 def test_a_token_gets_its_embedding_and_that_of_its_place():
     gpt = model()
     found = gpt.embed(IDS)
-    assert found.shape == (2, 5, 8), f"Two texts of 5 tokens give (2, 5, 8), not {found.shape}."
+    shaped(found, (2, 5, 8), "Two texts of 5 tokens, and 8 numbers for each.")
     token, place = gpt.word_embedding.weight[IDS[1, 2]], gpt.pos_embedding.weight[2]
     same(
         found[1, 2],

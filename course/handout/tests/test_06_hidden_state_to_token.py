@@ -1,7 +1,7 @@
 """`GPT2Model.hidden_state_to_token` in models/gpt2.py."""
 
 import torch
-from helpers import CONFIG, same, seeded
+from helpers import CONFIG, same, seeded, shaped
 
 from models.gpt2 import GPT2Model
 
@@ -11,7 +11,7 @@ def test_a_logit_is_a_dot_product_with_the_tokens_embedding():
     with torch.no_grad():
         gpt.word_embedding.weight[7] = torch.tensor([3.0, 1, 0, 0, 0, 0, 0, 0])
     found = gpt.hidden_state_to_token(10 * torch.eye(8)[:3])
-    assert found.shape == (3, 11), f"3 states, 11 tokens: expected (3, 11), found {found.shape}."
+    shaped(found, (3, 11), "3 states, and the logits of 11 tokens for each.")
     same(
         found[:, 7],
         [30.0, 10, 0],
@@ -23,7 +23,7 @@ def test_it_works_at_every_position_at_once():
     gpt = seeded(GPT2Model, CONFIG)
     states = torch.randn(2, 5, 8)
     found = gpt.hidden_state_to_token(states)
-    assert found.shape == (2, 5, 11), f"Expected (2, 5, 11), found {tuple(found.shape)}."
+    shaped(found, (2, 5, 11), "2 texts of 5 positions, and the logits of 11 tokens for each.")
     same(
         found[1, 4],
         gpt.hidden_state_to_token(states[1, 4]),

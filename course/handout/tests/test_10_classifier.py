@@ -1,7 +1,7 @@
 """`GPT2SentimentClassifier.forward` in classifier.py."""
 
 import torch
-from helpers import IDS, MASK, different, same, seeded, settings
+from helpers import IDS, MASK, different, same, seeded, settings, shaped
 
 from classifier import GPT2SentimentClassifier
 
@@ -13,7 +13,7 @@ def classifier():
 
 def test_a_batch_gives_a_row_of_logits_for_each_text():
     found = classifier()(IDS, MASK)
-    assert found.shape == (2, 3), f"2 texts, 3 labels: expected (2, 3), found {found.shape}."
+    shaped(found, (2, 3), "2 texts, and the logits of 3 labels for each.")
 
 
 def test_padding_changes_nothing():

@@ -1,6 +1,6 @@
 """`ParaphraseGPT.forward` in paraphrase_detection.py."""
 
-from helpers import IDS, MASK, same, seeded, settings
+from helpers import IDS, MASK, same, seeded, settings, shaped
 
 from paraphrase_detection import ParaphraseGPT
 
@@ -12,7 +12,7 @@ def model():
 def test_the_logits_are_those_of_no_and_of_yes():
     answer = model()
     found = answer(IDS, MASK)
-    assert found.shape == (2, 2), f"2 texts, 2 answers: expected (2, 2), found {found.shape}."
+    shaped(found, (2, 2), "2 texts, and the logits of 2 answers for each.")
     states = answer.gpt(IDS, MASK)["last_hidden_state"]
     logits = answer.gpt.hidden_state_to_token(states).tolist()
     expected = [[logits[0][2][4], logits[0][2][9]], [logits[1][4][4], logits[1][4][9]]]

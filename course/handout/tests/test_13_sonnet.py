@@ -1,7 +1,7 @@
 """`SonnetGPT.forward` in sonnet_generation.py."""
 
 import torch
-from helpers import IDS, MASK, same, seeded, settings
+from helpers import IDS, MASK, same, seeded, settings, shaped
 
 from sonnet_generation import SonnetGPT
 
@@ -12,9 +12,7 @@ def model():
 
 def test_every_position_predicts_a_token():
     found = model()(IDS, MASK)
-    assert found.shape == (2, 5, 11), (
-        f"2 texts of 5 positions, 11 tokens: expected (2, 5, 11), found {tuple(found.shape)}."
-    )
+    shaped(found, (2, 5, 11), "2 texts of 5 positions, and the logits of 11 tokens for each.")
 
 
 def test_the_logits_come_from_the_last_hidden_states():

@@ -1,6 +1,7 @@
 """`choose` in engine/sampling.py: one token a row."""
 
 import torch
+from helpers import shaped
 
 from engine.sampling import choose
 
@@ -13,7 +14,7 @@ def shares(**options) -> list[float]:
     logits = PROBABILITIES.log().expand(ROWS, 3)
     generator = torch.Generator().manual_seed(0)
     drawn = choose(logits, options.pop("temperature", 1.0), generator=generator, **options)
-    assert drawn.shape == (ROWS,), f"One token a row: expected ({ROWS},), found {drawn.shape}."
+    shaped(drawn, (ROWS,), "One token for each row of logits.")
     return [round(float((drawn == token).float().mean()), 3) for token in range(3)]
 
 
