@@ -8,7 +8,7 @@ import ast
 import io
 import textwrap
 import tokenize
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from course.handout.blanks import Blank
 from engine.errors import InputError
@@ -21,10 +21,10 @@ def blanked(source: str, blanks: Iterable[Blank]) -> str:
     lines = source.splitlines(keepends=True)
     edits = []
     for blank in blanks:
-        definition = find(source, blank.name)
-        body = statements(definition, blank.part)
+        body = statements(find(source, blank.name), blank.part)
         edits.append((_first_line(body[0]), body[-1].end_lineno, stand_in(blank, body[0])))
-        for helper in map(find_in(source), blank.helpers):
+        for name in blank.helpers:
+            helper = find(source, name)
             start = _first_line(helper)
             while start > 1 and not lines[start - 2].strip():
                 start -= 1
@@ -46,23 +46,13 @@ def answers(source: str, blanks: Iterable[Blank]) -> Iterator[str]:
 
 def find(source: str, name: str) -> ast.stmt:
     """The definition of "function", "Class.method" or "CONSTANT"."""
-    return find_in(source)(name)
-
-
-def find_in(source: str) -> Callable[[str], ast.stmt]:
-    """`find` in a source that is parsed once."""
-    tree = ast.parse(source)
-
-    def found(name: str) -> ast.stmt:
-        node = tree
-        for part in name.split("."):
-            inside = [child for child in node.body if part in _defined(child)]
-            if not inside:
-                raise InputError(f"{name}: no such definition: mend course/handout/blanks.py")
-            node = inside[0]
-        return node
-
-    return found
+    node = ast.parse(source)
+    for part in name.split("."):
+        inside = [child for child in node.body if part in _defined(child)]
+        if not inside:
+            raise InputError(f"{name}: no such definition: mend course/handout/blanks.py")
+        node = inside[0]
+    return node
 
 
 def _defined(node: ast.stmt) -> list[str]:
