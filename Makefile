@@ -6,7 +6,7 @@ ARGS ?=
 PARALLEL = --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint data clean
+.PHONY: help demo test test-all lint audit data clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,9 @@ test-all:  ## the tests that are marked slow, too: every combination, every mome
 lint:  ## ruff: rules and format
 	"$(PYTHON)" -m ruff check .
 	"$(PYTHON)" -m ruff format --check .
+
+audit:  ## known vulnerabilities of the pinned packages, if the advisory service can be reached (pip-audit)
+	"$(PYTHON)" tests/audit.py
 
 data:  ## fill data/ with the course's files; right files are left alone (ARGS="--force" replaces wrong ones)
 	"$(PYTHON)" data/download.py $(if $(wildcard ../shared/data),--from ../shared/data) $(ARGS)
