@@ -10,13 +10,14 @@ from engine.errors import InputError, quoted
 from engine.hub import load_tokenizer
 from engine.trees import tensors_digest
 
-FROZEN, TOKENIZER = "frozen weights", "tokenizer"
+FROZEN, TOKENIZER, TRAIN_ROWS = "frozen weights", "tokenizer", "train rows"
 
 
 def run_inputs(model, tokenizer, loaders: dict) -> dict[str, str]:
     """The digests of a run; loaders: at least those of train and dev, by which it is decided."""
-    rows = {f"{split} rows": loaders[split].dataset.fingerprint() for split in ("train", "dev")}
-    return frozen_weights(model) | {TOKENIZER: tokenizer_digest(tokenizer)} | rows
+    rows = {TRAIN_ROWS: loaders["train"].dataset, "dev rows": loaders["dev"].dataset}
+    digests = {name: dataset.fingerprint() for name, dataset in rows.items()}
+    return frozen_weights(model) | {TOKENIZER: tokenizer_digest(tokenizer)} | digests
 
 
 def inputs_now(stored: dict, model, settings) -> dict[str, str]:

@@ -7,6 +7,7 @@ import torch
 from engine.checkpoint import RunFolder
 from engine.devices import random_state, set_random_state
 from engine.errors import InputError
+from engine.inputs import TRAIN_ROWS
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, barrier, broadcast, gather
 from engine.sharding import gathered, sharded_like, sharded_moments
@@ -43,11 +44,9 @@ def save_state(run) -> None:
     Of a finished run only how it went, unless it may go on to more epochs.
     """
     folder, progress, worker = run.folder, run.progress, run.worker
-    tree = {
-        "progress": asdict(progress),
-        "data": run.loader.dataset.fingerprint(),
-        "random": gather(random_state(worker.device), worker),
-    }
+    tree = {"progress": asdict(progress), "random": gather(random_state(worker.device), worker)}
+    if TRAIN_ROWS not in folder.inputs:
+        folder.inputs = folder.inputs | {TRAIN_ROWS: run.loader.dataset.fingerprint()}
     if run.options.any_length or not progress.finished:
         tree["model"] = gathered(trainable_state(run.model))
         tree["optimizer"] = gathered(run.optimizer.state_dict())
@@ -59,7 +58,7 @@ def load_state(run) -> Progress:
     """Put weights, moments, scale and random state back; a finished run only tells how it went."""
     folder, worker = run.folder, run.worker
     tree = load_run(folder.last, folder.task, Progress, run.options.metric)
-    if tree["data"] != run.loader.dataset.fingerprint():
+    if _train_rows(tree, folder.last) != run.loader.dataset.fingerprint():
         raise InputError(f"{folder.last}: the training data has changed since: train anew")
     if len(tree["random"]) != worker.world_size:
         raise InputError(
@@ -78,6 +77,15 @@ def load_state(run) -> Progress:
                 run.scaler.load_state_dict(tree["scaler"])
             set_random_state(tree["random"][worker.rank], worker.device)
     return progress
+
+
+def _train_rows(tree: dict, path) -> str:
+    """The fingerprint of the rows that a run trains on: one of its inputs, `data` in old files."""
+    if "data" in tree:
+        return tree["data"]
+    expect(tree, {"inputs": dict}, path)
+    expect(tree["inputs"], {TRAIN_ROWS: str}, path)
+    return tree["inputs"][TRAIN_ROWS]
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def load_run(path, task: str, progress_type: type, metric: str) -> dict:
     metric: what each record of its history must hold, beside its epoch and its training loss.
     """
     tree = load_checkpoint(path, task)
-    expect(tree, {"progress": dict, "data": str, "random": list}, path)
+    expect(tree, {"progress": dict, "random": list}, path)
     values = {RENAMED.get(name, name): value for name, value in (ADDED | tree["progress"]).items()}
     known = get_type_hints(progress_type)
     unlike = sorted(values.keys() ^ known.keys(), key=str)

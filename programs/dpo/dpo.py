@@ -44,6 +44,7 @@ from engine.flags import (
     fit_options,
     in_data_dir,
 )
+from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, seed_worker
 from engine.records import data_path
 from engine.settings import Settings
@@ -149,9 +150,12 @@ def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
     torch.manual_seed(args.seed)
     extensions = extended(args, model, folder)
     seed_worker(args.seed, worker)
+    training = make_loader(args, pairs["train"], worker)
+    tokenizer = load_tokenizer(args.model_size)
+    folder.inputs = run_inputs(model, tokenizer, {"train": training, "dev": dev})
     fit(
         model.to(worker.device),
-        make_loader(args, pairs["train"], worker),
+        training,
         loss_fn=aim.loss,
         evaluate=lambda m: evaluate(args, m, dev, worker),
         options=fit_options(args, metric="dev_loss", maximize=False),

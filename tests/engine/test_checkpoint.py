@@ -91,7 +91,9 @@ def changes() -> dict:
         "an optimizer without state": lambda tree: tree["optimizer"].pop("state"),
         "an optimizer as a list": lambda tree: tree["optimizer"].update(param_groups=[5]),
         "a random state of another size": lambda tree: tree.update(random=[torch.ones(3)]),
-        "no data": lambda tree: tree.pop("data"),
+        "no inputs": lambda tree: tree.pop("inputs"),
+        "no fingerprint of the rows": lambda tree: tree["inputs"].pop("train rows"),
+        "inputs as a list": lambda tree: tree.update(inputs=["train rows"]),
     }
 
 
@@ -100,7 +102,7 @@ def test_the_state_of_a_run_from_another_version_is_refused(name, unfinished, tm
     path, tree = unfinished
     changes()[name](tree)
     save_tree(path, tree)
-    with pytest.raises(InputError, match=r"last\.safetensors: .*(version|model|changed)"):
+    with pytest.raises(InputError, match=r"last\.safetensors: .*(version|model|changed|digests)"):
         run(Averager(), tmp_path, epochs=2, resume=True)
 
 
@@ -108,6 +110,20 @@ def test_the_same_state_unchanged_is_taken(unfinished, tmp_path):
     path, tree = unfinished
     save_tree(path, tree)
     assert run(Averager(), tmp_path, epochs=2, resume=True).finished
+
+
+@pytest.mark.parametrize("rows, taken", [("its own", True), ("others", False)])
+def test_a_file_from_before_the_rows_were_inputs_is_taken_with_its_own_rows(
+    rows, taken, unfinished, tmp_path
+):
+    path, tree = unfinished
+    fingerprint = tree["inputs"].pop("train rows")
+    save_tree(path, tree | {"data": fingerprint if taken else "0" * 64})
+    if taken:
+        assert run(Averager(), tmp_path, epochs=2, resume=True).finished
+    else:
+        with pytest.raises(InputError, match=r"last\.safetensors: the training data has changed"):
+            run(Averager(), tmp_path, epochs=2, resume=True)
 
 
 @pytest.mark.parametrize("tree", [{}, {"settings": 5}, {"settings": {}, "model": []}])

@@ -143,8 +143,8 @@ def test_unchanged_a_run_goes_on_and_predicts(how, place, monkeypatch):
 def test_files_from_before_inputs_were_kept_are_taken(how, place, monkeypatch):
     for path in Path("head").glob("*/*.safetensors"):
         tree = load_tree(path)
-        del tree["inputs"]
-        save_tree(path, tree | ({"best": None} if "best" in tree else {}))
+        rows = tree.pop("inputs")["train rows"]
+        save_tree(path, tree | ({"best": None, "data": rows} if "best" in tree else {}))
     call_main(monkeypatch, *use("head", how))
 
 

@@ -577,6 +577,30 @@ def test_another_model_or_data_does_not_go_on_with_these_samples(
     assert f"pairs-unfinished.jsonl: of a run that differs from this one in {what}: give" in error
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "train rows", "dev rows"])
+def test_a_run_that_was_trained_on_something_else_does_not_go_on(name, place, monkeypatch, capsys):
+    words = ("--epochs", "2", "--kinds", "shuffled")
+    evaluate, count = dpo.evaluate, iter(range(9))
+
+    def stopped(*arguments):
+        if next(count) == 2:  # after the start's and the first epoch's
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        patch.setattr(dpo, "evaluate", stopped)
+        start(patch, "sonnet", *words)
+    last = run_path("runs", "*/last.safetensors")
+    tree = load_tree(last)
+    assert tree["inputs"].keys() == {"tokenizer", "train rows", "dev rows"}
+    save_tree(last, tree | {"inputs": tree["inputs"] | {name: "0" * 32}})
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        start(monkeypatch, "sonnet", *words, "--resume")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"have changed since it was written: {name}: put" in error
+
+
 def test_pairs_are_tokenized_once(trained, place, monkeypatch):
     made, build = [], TextPairs.__init__
     monkeypatch.setattr(
