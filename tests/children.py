@@ -8,11 +8,25 @@ import sys
 import time
 import traceback
 
+import pytest
+import torch
+
 from engine import files
+
+
+def skip_if_cuda() -> None:
+    """Skip a test that forks where there is a GPU: CUDA's state does not survive a fork.
+
+    An optimizer's step asks CUDA whether it records a graph, also for a CPU's tensors. After one
+    in the parent, that is an error in each child.
+    """
+    if torch.cuda.is_available():
+        pytest.skip("CUDA does not survive a fork: set CUDA_VISIBLE_DEVICES= to run this test")
 
 
 def in_child(action) -> int:
     """Run in a forked process; returns how it ended, as `os.waitpid` says."""
+    skip_if_cuda()
     child = os.fork()
     if child == 0:
         code = 99

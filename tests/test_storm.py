@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from children import skip_if_cuda
 from storm import chains
 from storm.chains import wrong_end
 from storm.jobs import JOBS, turns
@@ -149,6 +150,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def storm(tmp_path_factory):
+    skip_if_cuda()
     storm = Storm([job for job in JOBS if job.name == "sst"], tmp_path_factory.mktemp("storm"), 5)
     storm.prepare()
     storm.reference(storm.jobs[0])

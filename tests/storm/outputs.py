@@ -12,8 +12,9 @@ from engine.best_file import named_best
 from engine.errors import InputError
 from engine.trees import load_tree
 
-# Figures of time, the digest of a file with some (`named_best` looks at it), the state of the code.
-CHANGING = {"seconds", "tokens_per_second", "digest", "commit"}
+# Figures of time, the digest of a file with some (`named_best` looks at it), the code's state, and
+# whether the last start was by --resume.
+CHANGING = {"seconds", "tokens_per_second", "digest", "commit", "resume"}
 UNCOMPARED = {".png", ".db", ".lock"}  # their presence is, and of a database its trials
 OF_AN_ATTEMPT = re.compile(
     r"trial-\d+|data-[^/\"]+-\d+"
