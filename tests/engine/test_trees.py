@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zlib
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_run import Averager, weights
 
+from engine import trees
 from engine.errors import InputError
-from engine.trees import load_tree, save_tree, tree_digest
+from engine.trees import load_tree, save_tree, tensor_checksum, tensor_digest, tree_digest
 
 
 def flip_bit(path, place: int) -> None:
@@ -167,11 +169,34 @@ def test_a_file_of_the_first_format_is_read_and_said_to_be_unchecked(tmp_path, c
     assert said.startswith(f"note: {path}: written before") and said.count("\n") == 1
 
 
+def test_a_file_of_the_second_format_is_read_and_its_damage_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "best.safetensors"
+    monkeypatch.setattr(trees, "FORMAT", 2)
+    digest = save_tree(path, TREE)
+    monkeypatch.undo()
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "2" and len(metadata["digests"]) == 64
+    assert metadata["digests"][:32] == tensor_digest("tensor.0", TREE["model"]["w"])
+    assert torch.equal(load_tree(path)["model"]["w"], TREE["model"]["w"])
+    assert tree_digest(path) == digest
+    flip_bit(path, -1)
+    with pytest.raises(InputError, match="1 of 2 tensors are damaged"):
+        load_tree(path)
+
+
+def test_a_checksum_is_that_of_name_type_shape_and_bytes():
+    tensor = torch.arange(4.0).reshape(2, 2)
+    content = b"w torch.float32 [2, 2]" + tensor.numpy().tobytes()
+    assert tensor_checksum("w", tensor) == f"{zlib.crc32(content):08x}"
+    assert tensor_checksum("w", torch.ones(0)) == f"{zlib.crc32(b'w torch.float32 [0]'):08x}"
+
+
 def test_a_file_of_a_newer_format_is_refused_by_its_number(tmp_path):
     path = tmp_path / "best.safetensors"
     save_tree(path, TREE)
     with_format(path, "7")
-    with pytest.raises(InputError, match=r"of format 7, written by a newer version.*up to 2"):
+    with pytest.raises(InputError, match=r"of format 7, written by a newer version.*up to 3"):
         load_tree(path)
 
 

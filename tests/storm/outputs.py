@@ -16,9 +16,8 @@ from engine.trees import load_tree
 # whether the last start was by --resume.
 CHANGING = {"seconds", "tokens_per_second", "digest", "commit", "resume"}
 UNCOMPARED = {".png", ".db", ".lock"}  # their presence is, and of a database its trials
-OF_AN_ATTEMPT = re.compile(
-    r"trial-\d+|data-[^/\"]+-\d+"
-)  # names in a search that numbers differ in
+# In a search: numbers of processes and of trials, and the hashes of flags that have those in them.
+OF_AN_ATTEMPT = re.compile(r"(?<=trial-)\d+|(?<=data-)[^/\"]+-\d+|(?<=-)[0-9a-f]{8}(?=/|$)")
 
 
 def differences(expected: Path, found: Path) -> list[str]:
@@ -64,8 +63,10 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {}
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            parts = path.relative_to(folder).parts
-            found["/".join(places.get(part, part) for part in parts)] = path
+            parts = [places.get(part, part) for part in path.relative_to(folder).parts]
+            of_a_trial = any(part.startswith("trial ") for part in parts)
+            name = "/".join(parts)
+            found[OF_AN_ATTEMPT.sub("", name) if of_a_trial else name] = path
     return found
 
 
