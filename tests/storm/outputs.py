@@ -16,8 +16,8 @@ from engine.trees import load_tree
 # whether the last start was by --resume.
 CHANGING = {"seconds", "tokens_per_second", "digest", "commit", "resume"}
 UNCOMPARED = {".png", ".db", ".lock"}  # their presence is, and of a database its trials
-# In a search: numbers of processes and of trials, and the hashes of flags that have those in them.
-OF_AN_ATTEMPT = re.compile(r"(?<=trial-)\d+|(?<=data-)[^/\"]+-\d+|(?<=-)[0-9a-f]{8}(?=/|$)")
+# In a search: folders named by a process, numbers of trials, and hashes of flags that name these.
+OF_AN_ATTEMPT = re.compile(r"(?<=trial-)\d+|.*/data-[^/\"]+-\d+|(?<=-)[0-9a-f]{8}(?=/|$)")
 
 
 def differences(expected: Path, found: Path) -> list[str]:
