@@ -6,11 +6,11 @@ The course's data are used if they are in data/, else data/sample. No figure her
 """
 
 import shlex
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+from engine.children import start_child
 from engine.errors import Parser, command
 from engine.files import ROOT
 
@@ -34,7 +34,7 @@ def run(program: str, data: Path, *flags: str) -> None:
     """Run a task's program as a person would; all of its outputs go to runs/demo."""
     words = [program, *MODEL, *flags, "--data_dir", str(data), "--runs_dir", str(OUT)]
     print("\npython", shlex.join(words), flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    code = start_child(words, cwd=ROOT).wait()
     if code:
         sys.exit(code)
 

@@ -1,6 +1,6 @@
 """Child processes that end with their parent, whatever ended it: SIGKILL, too.
 
-    python engine/children.py PROGRAM.py [flags]     PROGRAM.py, until standard input is closed
+    python engine/children.py PROGRAM [flags]     PROGRAM, until standard input is closed
 
 The system closes a pipe, or what else a child waits for, when the process at its other end is gone.
 """
@@ -16,7 +16,10 @@ from pathlib import Path
 
 
 def start_child(words: Sequence, **options) -> subprocess.Popen:
-    """Start a program of Python's, `words` its file and flags; options: of `subprocess.Popen`."""
+    """Start a program of Python's: `words` are its file, or -m and its module, and its flags.
+
+    options: of `subprocess.Popen`.
+    """
     command = [sys.executable, "-P", __file__, *map(str, words)]  # -P: no folder to import from
     return subprocess.Popen(command, stdin=subprocess.PIPE, **options)
 
@@ -39,5 +42,10 @@ def _end_after(wait: Callable[[], object]) -> None:
 if __name__ == "__main__":
     _end_after(lambda: os.read(sys.stdin.fileno(), 1))
     del sys.argv[0]
-    sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))  # as Python itself does
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
+        sys.path.insert(0, os.getcwd())  # as Python itself does
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
+        runpy.run_path(sys.argv[0], run_name="__main__")

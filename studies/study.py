@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import environment, write_results
+from engine.children import start_child
 from engine.devices import device_of
 from engine.errors import InputError
 from engine.files import ROOT
@@ -85,10 +85,12 @@ def train(args, name: str, flags: list[str], folder, *, seed: int, lr: float) ->
 
 
 def start(args, argv: list) -> None:
-    """Run a Python program on its share of the cores."""
+    """Run a Python program on its share of the cores; it ends with this process at the latest."""
     share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // args.jobs, 1))}
-    argv, env = [sys.executable, *map(str, argv)], os.environ | share
-    subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=env)
+    env = os.environ | share
+    code = start_child(argv, cwd=ROOT, stdout=subprocess.DEVNULL, env=env).wait()
+    if code:
+        raise subprocess.CalledProcessError(code, argv)
 
 
 def history(run: Path) -> list[dict]:

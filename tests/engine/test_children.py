@@ -49,6 +49,12 @@ def test_a_child_has_its_flags_its_folder_and_its_exit_code(place):
     assert child.wait() == 7
 
 
+def test_a_module_is_started_by_its_name(place):
+    child = start_child(["-m", "program", 0, 7], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.read() == f"['{place / 'program.py'}', '0', '7'] __main__\n"
+    assert child.wait() == 7
+
+
 def test_a_child_can_be_stopped(place):
     child = start_child(["program.py", 60, 0], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline()

@@ -18,7 +18,8 @@ class Job:
     """A command. program: a file of the root, or a package of programs/.
 
     processes: how many torchrun starts. resumes: whether it has --resume; without it the same
-    command goes on or begins anew. every: in which rounds of all jobs it has a turn; 3: each third.
+    command goes on or begins anew. repeats: whether a finished one works again. every: in which
+    rounds of all jobs it has a turn; 3: in each third.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Job:
     flags: tuple[str, ...]
     processes: int = 1
     resumes: bool = True
+    repeats: bool = True
     every: int = 1
 
     def words(self, resume: bool) -> list[str]:
@@ -92,6 +94,7 @@ JOBS = [
         *("search", "programs.search"),
         f"{SPACE} -- classifier.py {COURSE} --dataset sst --epochs 2",
         resumes=False,
+        repeats=False,
         every=3,
     ),
     _job(

@@ -85,7 +85,7 @@ class Storm:
         reference = self.reference(job)
         forked = job.processes == 1 and draw.random() < 0.9
         folder = self.folder / f"chain {number}"
-        anew = draw.random() < 0.5
+        anew = job.repeats and draw.random() < 0.5
         chain = Chain(reference, self.inputs, folder, draw, forked=forked, anew=anew)
         chain.run()
         self.chains[job.name].append(chain)
