@@ -113,7 +113,7 @@ def test_every_job_has_its_turn():
 
 
 def forget_random_state(patch) -> None:
-    patch.setattr(resuming, "_set_random_state", lambda *_: None)
+    patch.setattr(resuming, "set_random_state", lambda *_: None)
 
 
 def write_in_place(patch) -> None:
