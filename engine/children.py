@@ -11,8 +11,11 @@ import runpy
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+POLL = 0.5  # seconds between two looks for a launcher
 
 
 def start_child(words: Sequence, **options) -> subprocess.Popen:
@@ -27,6 +30,17 @@ def start_child(words: Sequence, **options) -> subprocess.Popen:
 def end_with_parent() -> None:
     """From now on, let this process of `multiprocessing` end as soon as its parent has."""
     _end_after(multiprocessing.parent_process().join)
+
+
+def end_with_launcher() -> None:
+    """From now on, let this process end soon after the one that started it, such as torchrun."""
+    launcher = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == launcher:  # a process without its parent gets another one
+            time.sleep(POLL)
+
+    _end_after(wait)
 
 
 def _end_after(wait: Callable[[], object]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
+from engine.children import end_with_launcher
 from engine.devices import device_count, device_type, widest_float
 from engine.errors import InputError
 
@@ -63,6 +64,7 @@ def start_worker(use_gpu: bool) -> Worker:
     if world_size == 1:
         return Worker(device)
     if not dist.is_initialized():
+        end_with_launcher()
         dist.init_process_group(dist.get_default_backend_for_device(device))
     return Worker(device, rank=dist.get_rank(), world_size=world_size)
 

@@ -20,19 +20,34 @@ time.sleep(float(sys.argv[1]))
 sys.exit(int(sys.argv[2]))
 """
 PARENT = """
-import os, pathlib, signal, sys
+import os, pathlib, signal, subprocess, sys
 sys.path.insert(0, {root!r})
 from engine.children import start_child
 
-child = start_child(["program.py", "60", "0"])
+child = {start}
 pathlib.Path("child").write_text(str(child.pid))
+child.stdout.readline()
 os.kill(os.getpid(), signal.SIGKILL)
 """
+WORKER = """
+import sys, time
+sys.path.insert(0, {root!r})
+from engine.children import end_with_launcher
+
+end_with_launcher()
+print("begun", flush=True)
+time.sleep(60)
+"""
+STARTS = [
+    'start_child(["program.py", "60", "0"], stdout=subprocess.PIPE)',
+    'subprocess.Popen([sys.executable, "worker.py"], stdout=subprocess.PIPE)',
+]
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    (tmp_path / "worker.py").write_text(WORKER.format(root=str(ROOT)), encoding="utf-8")
     (tmp_path / "beside.py").write_text("", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -63,9 +78,11 @@ def test_a_child_can_be_stopped(place):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_a_child_of_a_killed_parent_ends(place):
-    (place / "parent.py").write_text(PARENT.format(root=str(ROOT)), encoding="utf-8")
-    killed = subprocess.run([sys.executable, "parent.py"], timeout=60, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize("start", STARTS, ids=["a child", "a worker"])
+def test_a_child_of_a_killed_parent_ends(start, place):
+    code = PARENT.format(root=str(ROOT), start=start)
+    (place / "parent.py").write_text(code, encoding="utf-8")
+    killed = subprocess.run([sys.executable, "parent.py"], timeout=60)
     assert killed.returncode == -signal.SIGKILL
     child = int((place / "child").read_text(encoding="utf-8"))
     for _ in range(100):
