@@ -87,6 +87,7 @@ class Chain:
         impatient = number == signal.SIGTERM and self.draw.random() < 0.2
         if impatient and not started.ends_within(self.draw.uniform(0, 0.2)):
             started.send(signal.SIGKILL)
+            self.kills[signal.SIGKILL.name] += 1
             return [number, signal.SIGKILL]
         return [number]
 

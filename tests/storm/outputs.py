@@ -99,7 +99,9 @@ def _timeless(value):
     if isinstance(value, torch.Tensor):
         return str(value.dtype), list(value.shape), value.contiguous().numpy().tobytes()
     if isinstance(value, dict):
-        return [(key, _timeless(item)) for key, item in value.items() if key not in CHANGING]
+        return [
+            (_timeless(key), _timeless(item)) for key, item in value.items() if key not in CHANGING
+        ]
     if isinstance(value, (list, tuple)):
         return [_timeless(item) for item in value]
     return OF_AN_ATTEMPT.sub("", value) if isinstance(value, str) else value
