@@ -21,17 +21,16 @@ from engine.parallel import seed_everything, seed_worker
 # isort: split
 
 import torch
-from torch import nn
 
 from config import SIZES, GPT2Config
-from engine.batches import BatchLoader, next_token_loss
+from engine.batches import BatchLoader
 from engine.checkpoint import RunFolder, load_model, load_trainable_state
 from engine.corpus import BlockBatches, TokenBlocks, collate_blocks
 from engine.extension import equip, load_extensions
 from engine.flags import add_fit_arguments, add_shard, check_fit_flags, check_range, fit_options
 from engine.generation import generate
-from engine.hub import backbone
 from engine.inputs import run_inputs
+from engine.language_model import LanguageModel, check_penalties, forward_blocks, loss_fn
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
 from engine.sharding import whole_gpt, whole_weights
@@ -49,18 +48,6 @@ SHAPES = {
     **SIZES,
 }
 BETAS = (0.9, 0.95)
-
-
-class LanguageModel(nn.Module):
-    """GPT-2 with its tied output layer: token ids (b, t) -> logits (b, t, v)."""
-
-    def __init__(self, settings):
-        super().__init__()
-        self.gpt = backbone(settings)
-
-    def forward(self, input_ids, attention_mask=None):
-        hidden_states = self.gpt(input_ids, attention_mask)["last_hidden_state"]
-        return self.gpt.hidden_state_to_token(hidden_states)
 
 
 def shape_of(args, vocab_size: int) -> GPT2Config:
@@ -81,18 +68,10 @@ def build_model(args, pretrained: bool = True) -> LanguageModel:
     if pretrained and args.init:
         start = load_gpt2(args.init)
         load_trainable_state(model.gpt, start.state_dict(), args.init)
-    equip(model, load_extensions(args.extension))
+    extensions = load_extensions(args.extension)
+    check_penalties(extensions)
+    equip(model, extensions)
     return model
-
-
-def forward_blocks(model, batch: dict):
-    """Blocks have no padding."""
-    return model(batch["token_ids"])
-
-
-def loss_fn(logits, batch: dict):
-    """Next-token cross-entropy summed over the batch, in nats."""
-    return next_token_loss(logits, batch["labels"], reduction="sum")
 
 
 def build_loaders(args, data: Path, worker: Worker) -> dict:

@@ -32,6 +32,7 @@ from engine.batches import to_device
 from engine.checkpoint import RunFolder
 from engine.corpus import TokenBlocks
 from engine.devices import device_of
+from engine.language_model import forward_blocks, loss_fn
 from engine.options import FitOptions
 from engine.parallel import Worker
 from engine.settings import Settings
@@ -73,7 +74,7 @@ class Bench:
         progress = fit(
             model.to(self.worker.device),
             self.loader(),
-            loss_fn=pretrain.loss_fn,
+            loss_fn=loss_fn,
             evaluate=lambda model: {"nothing": 0.0},
             options=FitOptions(
                 epochs=self.args.points,
@@ -85,7 +86,7 @@ class Bench:
             ),
             folder=RunFolder(self.scratch, "pretrain", "bench", Settings({})),
             worker=self.worker,
-            forward=pretrain.forward_blocks,
+            forward=forward_blocks,
             log=lambda message: None,
         )
         self.curves["ours"] = [record["train_loss"] for record in progress.history]

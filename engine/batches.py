@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import chain, islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -123,6 +124,17 @@ def next_token_loss(logits, labels, reduction: str = "mean"):
     return F.cross_entropy(
         logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED_LABEL, reduction=reduction
     )
+
+
+class TokenScores(NamedTuple):
+    """What a step needs to know of next tokens' logits, which then need not all be there at once.
+
+    loss: the cross-entropy summed over the labels, in nats; correct: how many labels are the
+    likeliest token.
+    """
+
+    loss: torch.Tensor
+    correct: torch.Tensor
 
 
 def collate(examples: list[dict]) -> dict:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.batches import count_targets, split_batch, to_device
+from engine.batches import TokenScores, count_targets, split_batch, to_device
 from engine.compiling import compiler_errors
 from engine.devices import free_cache, is_out_of_memory, matmul_precision, widest_float
 from engine.errors import InputError
@@ -114,5 +114,7 @@ class Gradients:
 
 @torch.no_grad()
 def count_correct(logits, batch: dict) -> torch.Tensor:
-    """Targets whose likeliest prediction is right: logits (…, classes), labels (…)."""
+    """Targets whose likeliest prediction is right: logits (…, classes) or scores, labels (…)."""
+    if isinstance(logits, TokenScores):
+        return logits.correct
     return (logits.argmax(dim=-1) == batch["labels"]).sum()

@@ -40,11 +40,12 @@ def fit(
     """Train; afterwards the model holds the weights of the best epoch.
 
     loss_fn(logits, batch) is the loss summed over the batch's targets (labels that are not
-    IGNORED_LABEL); evaluate(model) gives a dict of dev figures. The extensions were applied to the
-    model before. With options.shard the model is sharded afterwards (engine/sharding.py). A loss
-    that is not finite stops the run. recorders: by type of device, what makes the recorder of its
-    steps; forward and loss_fn are then called for a few batches of each shape alone, with tensors
-    alone, and must not look at a number.
+    IGNORED_LABEL); evaluate(model) gives a dict of dev figures. forward(network, batch) returns
+    the logits; or `TokenScores`, which loss_fn then gets, and the penalties of extensions, too. The
+    extensions were applied to the model before. With options.shard the model is sharded afterwards
+    (engine/sharding.py). A loss that is not finite stops the run. recorders: by type of device,
+    what makes the recorder of its steps; forward and loss_fn are then called for a few batches of
+    each shape alone, with tensors alone, and must not look at a number.
 
     SIGTERM, SIGHUP and Ctrl-C end it after the step, or before the next batch of an evaluation:
     it saves and raises `Stopped`. SIGUSR1 makes it save after the step and go on.

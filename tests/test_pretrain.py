@@ -179,6 +179,12 @@ def test_an_extension_s_optimizer_takes_the_place_of_adamw(place, monkeypatch):
     assert len(log()) == 3
 
 
+@pytest.mark.parametrize("technique", ["rdrop", "smart"])
+def test_a_technique_that_compares_logits_is_refused(technique, place, monkeypatch, refused):
+    with refused(f"--extension {technique}: it compares logits, which pre-training does not keep"):
+        run(monkeypatch, *SHORT, "--extension", technique)
+
+
 def test_training_goes_on_from_a_folder(place, monkeypatch):
     run(monkeypatch, *SHORT)
     before = json.loads(Path("out/training.json").read_text(encoding="utf-8"))

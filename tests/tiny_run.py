@@ -105,7 +105,16 @@ def no_picture(history, path, metric) -> None:
 
 
 def trainer(
-    model, loader, loss_fn, root, worker=WORKER, *, extensions=(), recorders=None, **options
+    model,
+    loader,
+    loss_fn,
+    root,
+    worker=WORKER,
+    *,
+    forward=forward_tokens,
+    extensions=(),
+    recorders=None,
+    **options,
 ) -> Trainer:
     """What `fit` begins with, for a look at single epochs."""
     return Trainer(
@@ -116,7 +125,7 @@ def trainer(
         folder(root),
         worker,
         extensions=list(extensions),
-        forward=forward_tokens,
+        forward=forward,
         log=print,
         recorders=recorders or {},
     )

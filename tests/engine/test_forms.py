@@ -4,10 +4,14 @@ import importlib.util
 import sys
 
 import pytest
+import torch
+from tiny_run import TINY
 
 import engine.fast.adamw
 import engine.fast.gpt2
 from engine import forms
+from engine.batches import IGNORED_LABEL
+from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
 from optimizer import AdamW
 
@@ -31,6 +35,17 @@ def test_without_the_folder_the_lesson_itself_is_used(monkeypatch):
     plain, model = loaded_again(), object()
     assert plain.AdamW is AdamW and list(plain.DENSE) == [causal_attention]
     assert plain.accelerate(model, extended=True) is model
+
+
+def test_without_the_folder_next_tokens_get_the_same_scores(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("engine.fast")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    plain, gpt = loaded_again(), GPT2Model(TINY)
+    hidden_states, labels = torch.randn(2, 9, TINY.hidden_size), torch.randint(40, (2, 9))
+    labels[0, :4] = IGNORED_LABEL
+    found, fast = (f.score_next_tokens(gpt, hidden_states, labels) for f in (plain, forms))
+    torch.testing.assert_close(found.loss, fast.loss)
+    assert found.loss > 0 and found.correct == fast.correct
 
 
 def test_a_package_that_a_fast_form_misses_is_still_an_error(monkeypatch):

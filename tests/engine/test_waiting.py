@@ -14,7 +14,7 @@ from tiny_run import TINY, tiny_classifier, trainer
 import classifier
 import paraphrase_detection
 import pretrain
-from engine.batches import TokenDataset, make_loader, next_token_labels
+from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
 from engine.parallel import Worker
 from engine.predicting import predict
 from engine.trainer import Trainer
@@ -41,8 +41,13 @@ def loader_of(task):
     return make_loader(TokenDataset(texts, [f"row{i}" for i in range(ROWS)], labels), 2)
 
 
+def forward_of(task):
+    return pretrain.forward_blocks if task is pretrain else forward_tokens
+
+
 def run_of(task, tmp_path, **options) -> Trainer:
     model = model_of(task).to("meta")
+    options |= {"forward": forward_of(task)}
     return trainer(model, loader_of(task), task.loss_fn, tmp_path, META, **options)
 
 
