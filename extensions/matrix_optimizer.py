@@ -46,6 +46,10 @@ class MatrixOptimizer(FusedAdamW):
         if group["rule"] == "adamw":
             super()._update(params, group)
             return
+        self.move_all(params, group)
+
+    def move_all(self, params, group) -> None:
+        """One step of a group of matrices; a subclass may move several at once."""
         for param in params:
             self.move_by_rule(param, group)
 

@@ -15,6 +15,7 @@ project's AdamW, and that the iteration runs in bfloat16 only where a processor 
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,7 @@ QUINTIC = (
     -4.7750,
     2.0315,
 )  # a, b, c: steepest at 0, in exchange for S within about 1 ± 0.3
+MOST = {"cuda": 2**24}  # numbers of the matrices that a device moves together, 64 MiB; else one
 
 
 @dataclass
@@ -58,24 +60,53 @@ class Muon(MatrixOptimizer):
 
     rule = "muon"
 
-    def direction(self, param, group):
-        state, momentum = self.state[param], group["momentum"]
+    def move_all(self, params, group) -> None:
+        """Matrices of one shape move together: few launches of a GPU, each of them larger."""
+        for alike in batches(params):
+            momenta, grads = [self._momentum(param) for param in alike], [p.grad for p in alike]
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            ahead = stacked(torch._foreach_lerp(grads, momenta, group["momentum"]))
+            orthogonal = newton_schulz(ahead, group["steps"]).to(ahead.dtype)
+            length = 0.2 * math.sqrt(max(ahead.shape[1:]))
+            torch._foreach_add_(alike, (length * orthogonal).unbind(), alpha=-group["lr"])
+            if group["weight_decay"]:
+                torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+
+    def _momentum(self, param) -> torch.Tensor:
+        state = self.state[param]
         if not state:
             state["momentum"] = torch.zeros_like(param)
-        state["momentum"].lerp_(param.grad, 1 - momentum)
-        ahead = param.grad.lerp(state["momentum"], momentum)
-        orthogonal = newton_schulz(ahead, group["steps"]).to(param.dtype)
-        return 0.2 * math.sqrt(max(param.shape)) * orthogonal
+        return state["momentum"]
+
+
+def batches(params: list) -> Iterator[list]:
+    """Matrices of one shape, type and device; on a CPU, whose caches serve one best, one alone."""
+    alike: dict[tuple, list] = {}
+    for param in params:
+        alike.setdefault((param.shape, param.dtype, param.device), []).append(param)
+    for (shape, _, device), same in alike.items():
+        size = max(MOST.get(device.type, 0) // shape.numel(), 1)
+        yield from (same[i : i + size] for i in range(0, len(same), size))
+
+
+def stacked(matrices: list) -> torch.Tensor:
+    """(m, rows, columns), of one matrix without a copy."""
+    return matrices[0][None] if len(matrices) == 1 else torch.stack(matrices)
 
 
 def newton_schulz(matrix: torch.Tensor, steps: int, dtype: torch.dtype | None = None):
-    """About U Vᵀ of (rows, columns) = U S Vᵀ; dtype: bfloat16 if there are units, else float32."""
+    """About U Vᵀ of each of (m, rows, columns) = U S Vᵀ.
+
+    dtype: by default bfloat16 if there are units for it, else float32. A product and the sum after
+    it are one operation, which rounds once.
+    """
     a, b, c = QUINTIC
     fast = torch.bfloat16 if has_bf16_units(matrix.device.type) else torch.float32
-    x = matrix.to(dtype or fast)
-    wide = x if x.shape[0] <= x.shape[1] else x.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+    x, tall = matrix.to(dtype or fast), matrix.shape[-2] > matrix.shape[-1]
+    wide = x.mT if tall else x
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide if x.shape[0] <= x.shape[1] else wide.T
+        gram = wide @ wide.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.baddbmm(wide, polynomial, wide, beta=a)
+    return wide.mT if tall else wide

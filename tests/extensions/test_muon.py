@@ -1,5 +1,7 @@
 """Muon against torch.optim.Muon, its direction against the singular value decomposition."""
 
+import copy
+
 import pytest
 import torch
 from matrix_runs import model_with_head
@@ -50,23 +52,58 @@ def test_the_trajectory_is_torch_s(shape, momentum, monkeypatch):
 def test_the_direction_is_nearly_orthogonal_and_the_polar_factor_s(shape):
     torch.manual_seed(0)
     matrix = torch.randn(shape) * 50
-    found = newton_schulz(matrix, 5)
+    [found] = newton_schulz(matrix[None], 5)
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6 and values.max() < 1.3
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
     cosine = (found * (u @ vt)).sum() / (found.norm() * (u @ vt).norm())
     assert cosine > 0.97
-    torch.testing.assert_close(newton_schulz(matrix * 1e-3, 5), found)
+    torch.testing.assert_close(newton_schulz(matrix[None] * 1e-3, 5)[0], found)
 
 
 @pytest.mark.parametrize("units", [True, False])
 def test_it_iterates_in_bfloat16_where_there_are_units(units, monkeypatch):
     monkeypatch.setattr("extensions.muon.has_bf16_units", lambda device: units)
     torch.manual_seed(0)
-    matrix = torch.randn(24, 40)
+    matrix = torch.randn(1, 24, 40)
     found, exact = newton_schulz(matrix, 5), newton_schulz(matrix, 5, dtype=torch.float32)
     assert found.dtype == (torch.bfloat16 if units else torch.float32)
     torch.testing.assert_close(found.float(), exact, atol=0.1 if units else 0, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])
+def test_a_stack_of_matrices_has_the_bits_of_each_alone(shape):
+    torch.manual_seed(0)
+    stack = torch.randn(5, *shape) * torch.tensor([1, 1e-3, 50, 0, 2.0])[:, None, None]
+    for matrix, found in zip(stack, newton_schulz(stack, 5), strict=True):
+        assert torch.equal(found, newton_schulz(matrix[None], 5)[0])
+
+
+@pytest.mark.parametrize(
+    "most, sizes", [(0, [1] * 12), (600, [1] * 4 + [2] * 4), (10**6, [2, 2, 8])]
+)
+def test_matrices_of_one_shape_move_together_with_the_bits_of_each_alone(
+    most, sizes, model, monkeypatch
+):
+    """Of its two layers, 8 matrices (16, 16), and 2 each of (64, 16) and (16, 64)."""
+    together, calls = copy.deepcopy(model), []
+
+    def counted(stack, steps):
+        calls.append(len(stack))
+        return newton_schulz(stack, steps)
+
+    monkeypatch.setattr("extensions.muon.newton_schulz", counted)
+    for one, limit in ((model, 0), (together, most)):
+        monkeypatch.setattr("extensions.muon.MOST", {"cpu": limit})
+        optimizer = MuonExtension().make_optimizer(one, 0.1, 0.1)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for parameter in one.parameters():
+                parameter.grad = torch.randn(parameter.shape)
+            calls.clear()
+            optimizer.step()
+    assert sorted(calls) == sorted(sizes)
+    assert all(map(torch.equal, together.parameters(), model.parameters()))
 
 
 def test_a_zero_gradient_moves_nothing():
