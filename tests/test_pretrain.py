@@ -27,18 +27,20 @@ from course_files import (
     write,
     write_course,
 )
-from tiny_run import run_path
+from recorder import CallAgain
+from tiny_run import run_path, same_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
 from config import GPT2Config
 from engine import files, throughput, token_files
-from engine.checkpoint import load_tree
+from engine.checkpoint import RunFolder, load_tree
 from engine.corpus import TokenBlocks
 from engine.errors import InputError
 from engine.extension import Extension
 from engine.files import ROOT
 from engine.parallel import Worker
+from engine.step_graph import RECORDERS
 from models.gpt2 import GPT2Model
 
 TINY = GPT2Config(
@@ -260,6 +262,53 @@ def test_two_processes_at_half_the_batch_follow_the_single_one(place, monkeypatc
         for key in ("train_loss", "val_loss"):
             assert two[key] == pytest.approx(one[key], abs=1e-5)
     assert done.stdout.count("pretrain: ") == 1
+
+
+# -- recorded steps ----------------------------------------------------------------------------
+
+
+def figures(folder: str) -> list[dict]:
+    return [record | {"seconds": 0, "tokens_per_second": 0} for record in log(folder)]
+
+
+@pytest.mark.parametrize("extra", [[], ["--accumulate", "2"], ["--extension", "muon"]])
+def test_all_steps_but_the_first_replay_one_recording_bit_for_bit_and_so_after_a_resume(
+    extra, place, monkeypatch
+):
+    recorders = []
+
+    def make(device):
+        recorders.append(CallAgain())
+        return recorders[-1]
+
+    flags = [*SHORT, "--dropout", "0.1", *extra]
+    run(monkeypatch, *flags, "--runs_dir", "eager")
+    monkeypatch.setitem(RECORDERS, "cpu", make)
+    run(monkeypatch, *flags, "--runs_dir", "recorded")
+
+    def stop(folder, tree, save=RunFolder.save_last):
+        save(folder, tree)
+        if (tree["progress"]["epoch"], tree["progress"]["step"]) == (1, 1):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
+        run(patch, *flags, "--runs_dir", "cut")
+    run(monkeypatch, *flags, "--runs_dir", "cut", "--resume")
+    batches = 2 if "--accumulate" in extra else 1
+    counts = [(recorder.eager, recorder.recorded, recorder.replayed) for recorder in recorders]
+    assert counts == [(batches, 1, steps * batches) for steps in (5, 3, 1)]
+    for folder in ("recorded", "cut"):
+        assert same_bits(weights("eager"), weights(folder))
+        assert figures(folder) == figures("eager")
+
+
+@pytest.mark.parametrize("flag", ["--eager", "--compile"])
+def test_steps_are_not_recorded_where_another_way_is_asked_for(flag, place, monkeypatch):
+    monkeypatch.setitem(RECORDERS, "cpu", lambda device: pytest.fail("a recorder was made"))
+    monkeypatch.setattr("engine.trainer.compiled", lambda network, mode: network)
+    run(monkeypatch, *SHORT, flag)
+    assert len(log()) == 2
 
 
 # -- speed -------------------------------------------------------------------------------------
