@@ -1,1 +1,1 @@
-"""The course kit: hand out the project, grade what comes back, rank it."""
+"""What staff need to teach with this project: hand out, grade, rank."""

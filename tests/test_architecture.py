@@ -149,8 +149,9 @@ def text_files_without_encoding(tree) -> list[int]:
             mode = arguments[1:2] if isinstance(function, ast.Name) else arguments[:1]
             mode += [word.value for word in node.keywords if word.arg == "mode"]
             words = [part.value for node in mode for part in ast.walk(node) if is_text(part)]
-            if words and all("b" in word for word in words):
-                continue
+            opens_entry = isinstance(function, ast.Attribute) and arguments and not words
+            if opens_entry or (words and all("b" in word for word in words)):
+                continue  # archive.open(entry) of a zip is bytes, too
         lines.append(node.lineno)
     return lines
 
@@ -229,6 +230,7 @@ def test_every_module_says_what_it_is_in_its_first_line(module):
         (text_files_without_encoding, "open(p, 'w')\np.open('w')", [1, 2]),
         (text_files_without_encoding, "p.read_text()\np.write_text('x')", [1, 2]),
         (text_files_without_encoding, "open(p, 'rb')\np.open(mode='wb')\nos.open(p, 0)", []),
+        (text_files_without_encoding, "archive.open(entry)", []),
         (text_files_without_encoding, "open(p, encoding='utf-8')", []),
         (text_files_without_encoding, "open(p, 'ab' if a else 'wb')", []),
         (text_files_without_encoding, "open(p, 'ab' if a else 'w')", [1]),
