@@ -1,0 +1,1 @@
+"""The autograder: grades a submission's code and predictions, here or on Gradescope."""

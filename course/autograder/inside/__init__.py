@@ -1,0 +1,1 @@
+"""What runs in the submission's own process; it knows no answers."""
