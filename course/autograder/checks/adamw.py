@@ -4,18 +4,18 @@ import math
 
 import torch
 
-from course.autograder.checks.hypotheses import Check, Fault, explain
+from course.autograder.checks.hypotheses import Check, Fault, differ, explain
 
 STEPS, SHAPE = 4, (3, 4)
 OPTIONS = {"lr": 0.05, "betas": [0.8, 0.95], "eps": 0.02, "weight_decay": 0.0, "correct_bias": True}
 
 
 def reference(param, grads, group, *, correct="both", eps_in="√v", decay="after", power=2,
-              share=True, count="steps", betas="given", sign=1, **other):  # fmt: skip
+              share=True, count="steps", order="given", sign=1, **other):  # fmt: skip
     """The parameter after each step (t, …), with every decision as an option; grads may be None."""
     group = group | other
     (beta1, beta2), lr, weight_decay = group["betas"], group["lr"], group["weight_decay"]
-    beta1, beta2 = (beta2, beta1) if betas == "swapped" else (beta1, beta2)
+    beta1, beta2 = (beta2, beta1) if order == "swapped" else (beta1, beta2)
     m = v = torch.zeros_like(param)
     states, taken = [], 0
     for grad in grads:
@@ -32,7 +32,7 @@ def reference(param, grads, group, *, correct="both", eps_in="√v", decay="afte
         first = 1 - beta1**t if both in ("both", "m") else 1.0
         second = math.sqrt(1 - beta2**t) if both in ("both", "v") else 1.0
         first, second = (first or math.nan), (second or math.nan)
-        root = (v + group["eps"]).sqrt() if eps_in == "v" else v.abs().sqrt() * v.sign()
+        root = (v + group["eps"]).sqrt() if eps_in == "v" else v.sqrt()
         if eps_in == "√v̂":
             step = (m / first) / (root / second + group["eps"])
         else:
@@ -61,7 +61,7 @@ PLAIN = [
     Fault("moments", "v averages the gradient, expected its square", {"power": 1}),
     Fault("moments", "m adds the whole gradient, expected (1 − β₁) of it", {"share": False}),
     Fault("moments", "the state is not kept: every step is a first one", {"count": "first"}),
-    Fault("moments", "β₁ and β₂ are swapped", {"betas": "swapped"}),
+    Fault("moments", "β₁ and β₂ are swapped", {"order": "swapped"}),
     Fault("moments", "the update is added, expected subtracted", {"sign": -1}),
 ]
 DECAY = [
@@ -147,10 +147,12 @@ def measure_groups(ask, draw, known: dict) -> dict[str, str]:
         group = OPTIONS | groups[i]["options"]
         return lambda **wrong: reference(params[i], grads[i], group, **(known | wrong))
 
-    problems = explain(found[1], expected(1), faults).problems(["groups"])
-    if not torch.equal(found[2], params[2].expand(STEPS, *SHAPE)):
+    explained = explain(found[1], expected(1), faults)
+    problems = explained.problems(["groups"])
+    known = known | {k: v for fault in explained.faults or () for k, v in fault.options.items()}
+    if differ(found[2], params[2].expand(STEPS, *SHAPE)):
         return problems | {"skipped": "a frozen parameter was changed, expected it as it came"}
-    if not torch.equal(found[3][0], params[3]) or not torch.equal(found[3][2], found[3][1]):
+    if differ(found[3][0], params[3]) or differ(found[3][2], found[3][1]):
         return problems | {"skipped": "a parameter whose gradient is None was changed"}
     return problems | explain(found[3], expected(3), []).problems(["skipped"])
 

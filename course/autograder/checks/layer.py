@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional as F
 
-from course.autograder.checks.attention import CONFIG, problem_of
+from course.autograder.checks.attention import CONFIG, HALF, problem_of
 from course.autograder.checks.hypotheses import Check, Fault, differ, explain
 
 B, T, D, INNER = 3, 6, CONFIG["hidden_size"], CONFIG["intermediate_size"]
@@ -117,8 +117,8 @@ def measure_add(ask, draw) -> dict[str, str]:
     dense = F.linear(
         given["output"], *(given[f"state.attention_dense.{p}"] for p in ("weight", "bias"))
     )
-    evaluated = ask("layer.add", given, config=CONFIG, training=False)["sum"]
-    again = ask("layer.add", given, config=CONFIG, training=False)["sum"]
+    evaluated = ask("layer.add", given, config=HALF, training=False)["sum"]
+    again = ask("layer.add", given, config=HALF, training=False)["sum"]
     if evaluated.shape == dense.shape and differ(evaluated, again):
         return {"dropout": "numbers are dropped in evaluation, expected in training only"}
     known = [
@@ -132,7 +132,7 @@ def measure_add(ask, draw) -> dict[str, str]:
     problems = explain(evaluated, expected, known).problems(["add", "dropout"])
     if problems:
         return {"dropout": "not measured, since add is wrong in evaluation"} | problems
-    trained = ask("layer.add", given, config=CONFIG, training=True)["sum"]
+    trained = ask("layer.add", given, config=HALF, training=True)["sum"]
     if trained.shape != dense.shape:
         return {"dropout": f"found shape {tuple(trained.shape)} in training"}
     whole = trained / (given["input"] + dense)

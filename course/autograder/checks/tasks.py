@@ -3,13 +3,13 @@
 import torch
 from torch.nn import functional as F
 
-from course.autograder.checks.attention import CONFIG
+from course.autograder.checks.attention import HALF
 from course.autograder.checks.hypotheses import Check, Fault, differ, explain
 from engine.prediction_files import ANSWER_TOKENS
 from models.gpt2 import last_positions, states_at
 
-B, T, D, V = 4, 7, 16, 50257
-SMALL = CONFIG | {"vocab_size": V, "hidden_size": D, "num_attention_heads": 4}
+B, T, D, V = 4, 7, 16, 8600  # V: the answers' tokens are below
+SMALL = HALF | {"vocab_size": V, "hidden_size": D, "num_attention_heads": 4}
 NO, YES = ANSWER_TOKENS.values()
 WITH_SPACE, CAPITAL = (645, 3763), (2949, 5297)  # " no" and " yes", "No" and "Yes"
 FIRST = "the first token is used, expected the last real one"
@@ -72,7 +72,7 @@ def linear_of(found: dict, outputs: int) -> tuple[torch.Tensor, torch.Tensor] | 
 
 def measure_sentiment(ask, draw) -> dict[str, str]:
     given, seed = inputs(draw), int(draw.integers(2**31 - 1, 1))
-    settings = {"labels": 5, "mode": "full-model", "seed": seed}
+    settings = {"labels": 5, "mode": "full-model", "weights": seed}
     found, again = answers(ask, "sentiment.logits", given, **settings)
     logits = found["logits"]
     if logits.shape == again["logits"].shape and differ(logits, again["logits"]):
@@ -107,7 +107,7 @@ def by_changes(ask, draw, given, logits, settings) -> dict[str, str]:
 def measure_frozen(ask, draw) -> dict[str, str]:
     given, problems = inputs(draw), {}
     for mode, trained in (("last-linear-layer", False), ("full-model", True)):
-        settings = {"config": SMALL, "labels": 5, "mode": mode, "seed": 0}
+        settings = {"config": SMALL, "labels": 5, "mode": mode, "weights": 0}
         found = ask("sentiment.frozen", given, **settings)
         if bool(found["gpt"].any()) != trained or bool(found["gpt"].all()) != trained:
             state = "trained, expected frozen" if not trained else "frozen, expected trained"
@@ -120,7 +120,7 @@ def measure_frozen(ask, draw) -> dict[str, str]:
 def measure_paraphrase(ask, draw) -> dict[str, str]:
     """Logits of "no" and "yes" (b, 2), of all tokens (b, v), or of a linear layer of one's own."""
     given, seed = inputs(draw), int(draw.integers(2**31 - 1, 1))
-    found, again = answers(ask, "paraphrase.logits", given, seed=seed)
+    found, again = answers(ask, "paraphrase.logits", given, weights=seed)
     logits, linear = found["logits"], linear_of(found, 2)
     if logits.shape == again["logits"].shape and differ(logits, again["logits"]):
         return {"raw": "the same input gives other logits: dropout is on in evaluation"}
@@ -147,7 +147,7 @@ def measure_paraphrase(ask, draw) -> dict[str, str]:
 
 def measure_sonnet(ask, draw) -> dict[str, str]:
     given = inputs(draw)
-    found = ask("sonnet.logits", given, config=SMALL, seed=0)["logits"]
+    found = ask("sonnet.logits", given, config=SMALL, weights=0)["logits"]
 
     def expected(at="all", after=None, cut=slice(None)):
         state = read(given, at)

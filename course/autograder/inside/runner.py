@@ -30,14 +30,15 @@ def main(folder: str, requests: int, replies: int, memory: int) -> None:
         tensors = _receive_tensors(requests)
         reply = {"request": header["request"]}
         try:
-            found = _answer(header, tensors)
+            found = answer(header, tensors)
             frame = wire.pack(reply, found)
         except BaseException as error:  # a submission may raise anything, sys.exit's too
-            frame = wire.pack(reply | {"error": _described(error, folder)}, {})
+            frame = wire.pack(reply | {"error": description(error, folder)}, {})
         _write(replies, frame)
 
 
-def _answer(header: dict, tensors: dict) -> dict[str, torch.Tensor]:
+def answer(header: dict, tensors: dict) -> dict[str, torch.Tensor]:
+    """The tensors that a request asks for."""
     torch.manual_seed(header["seed"])
     with torch.no_grad():
         found = parts.OPS[header["op"]](header, tensors)
@@ -48,7 +49,7 @@ def _answer(header: dict, tensors: dict) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in found.items()}
 
 
-def _described(error: BaseException, folder: str) -> dict:
+def description(error: BaseException, folder: str) -> dict:
     """Kind, text, and the last place in the submission's own files."""
     place = None
     for frame, line in traceback.walk_tb(error.__traceback__):

@@ -45,7 +45,7 @@ class FixedGPT(nn.Module):
 
 
 def task_model(settings, tensors, module: str, name: str) -> tuple[nn.Module, FixedGPT]:
-    """A task's model on a FixedGPT, and that; its own parameters are random, by the seed."""
+    """A task's model on a FixedGPT, and that; its own parameters are drawn by a seed."""
     given = settings["config"]
     config = config_of(settings)
     fixed = FixedGPT(config, tensors)
@@ -59,8 +59,10 @@ def task_model(settings, tensors, module: str, name: str) -> tuple[nn.Module, Fi
         **{"num_labels": settings.get("labels"), "fine_tune_mode": settings.get("mode")},
         **{"temperature": 1.2, "top_p": 0.9, "seed": 0, "batch_size": 8, "lr": 1e-5, "epochs": 1},
     )
+    torch.manual_seed(settings["weights"])
+    model = load(module, name)(arguments).eval()
     torch.manual_seed(settings["seed"])
-    return load(module, name)(arguments).eval(), fixed
+    return model, fixed
 
 
 def checkpoint() -> Path:
