@@ -17,6 +17,7 @@ from course.autograder.session import Failed, Limits, Session
 from engine.errors import InputError, excerpt
 
 CODE_BYTES = 20_000_000  # of all Python files; the rest is not given to the submission's process
+PRINTED = 2_000  # characters that are kept of what the submission prints
 SHADOWS = ("torch", "transformers", "numpy", "einops", "safetensors")
 NOT_ROOT = (
     "the autograder does not run as root: the submission's code can read what you can read; grade "
@@ -102,7 +103,7 @@ def grade_code(code: dict[str, Path], results: Results, limits: Limits) -> None:
                 score, output = (0.0, problem) if problem else (points, "as expected")
                 results.set(check.section, line, score=score, output=output)
         printed = session.output.decode(errors="replace")
-        results.extra["printed"] = excerpt(printed, 2000)
+        results.extra["printed"] = excerpt(printed, PRINTED)
         results.extra["seconds of code"] = round(limits.total - session.left, 1)
 
 

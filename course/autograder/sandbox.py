@@ -129,7 +129,7 @@ def open_box(folder: Path, *, memory: int, seconds: int) -> Box:
         "folder": inner,
         "user": user,
         "limits": LIMITS | {"seconds": seconds},
-        "command": [sys._base_executable, "-I", "-S", "-B", "-X", "utf8", "-c", program],
+        "command": [sys._base_executable, "-I", "-S", "-B", "-u", "-X", "utf8", "-c", program],
         "environment": ENVIRONMENT | {"HOME": inner},
     }
     if user is None:

@@ -46,7 +46,7 @@ class Session:
         """code: name in the submission -> file."""
         self.limits, self.left = limits, limits.total
         self.output, self._lost, self._box = bytearray(), {}, None
-        self._folder = Path(tempfile.mkdtemp(prefix="autograder-"))
+        self._folder = Path(tempfile.mkdtemp(prefix=f"autograder-{os.getpid()}-"))
         sandbox.prepare(self._folder)
         for name, path in code.items():
             target = self._folder / "submission" / name
