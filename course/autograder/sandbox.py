@@ -22,7 +22,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,7 +113,7 @@ def open_box(folder: Path, *, memory: int, seconds: int) -> Box:
     request_end, requests = os.pipe()
     replies, reply_end = os.pipe()
     views, paths = views_of(folder) if here == "namespaces" else ([], [str(folder / "inside")])
-    site = [] if here == "namespaces" else [sysconfig.get_paths()["purelib"]]
+    site = [] if here == "namespaces" else [_site_of("torch")]
     inner = "/work/submission" if here == "namespaces" else str(folder / "submission")
     program = START.format(
         paths=[*paths, *site],
@@ -149,6 +148,11 @@ def open_box(folder: Path, *, memory: int, seconds: int) -> Box:
     for descriptor in (requests, replies, process.stdout.fileno()):
         os.set_blocking(descriptor, False)
     return Box(process, requests, replies, user, here)
+
+
+def _site_of(package: str) -> str:
+    """The folder from which a package is imported."""
+    return str(Path(importlib.util.find_spec(package).origin).parents[1])
 
 
 def views_of(folder: Path) -> tuple[list[list[str]], list[str]]:
