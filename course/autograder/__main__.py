@@ -14,7 +14,7 @@ from engine.files import ROOT
 # isort: split
 
 from course.autograder.build import build
-from course.autograder.grade import close_folders, grade
+from course.autograder.grade import RIGHT, close_folders, grade
 from course.autograder.results import Results
 from course.autograder.rubric import POINTS, read_rubric
 from course.gold import SPLITS, scored
@@ -42,19 +42,18 @@ def parser() -> Parser:
 def main(argv=None):
     args = parser().parse_args(argv)
     rubric = read_rubric(args.points)
-    if args.gold:
-        scored(args.gold, args.split)
+    names = scored(args.gold, args.split) if args.gold else ()
     if args.program == "build":
         answers = {"gold": args.gold, "split": args.split}
         files = build(args.out, points=args.points, torch_index=args.torch_index, **answers)
         print(f"{args.out}: {len(files)} files, {args.out.stat().st_size:,} bytes")
         return
     close_folders(*args.close)
-    results = Results(args.out, rubric, with_predictions=bool(args.gold))
+    results = Results(args.out, rubric, names)
     grade(args.submission, results, gold=args.gold, split=args.split)
     for test in results.tests.values():
         print(f"{test['score']:6.2f} of {test['max_score']:5.2f}  {test['name']}")
-        if test["output"] != "as expected":
+        if test["output"] != RIGHT:
             print(f"{'':18}{test['output']}")
     if results.output:
         print(results.output)

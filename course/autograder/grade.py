@@ -17,6 +17,7 @@ from course.autograder.session import Failed, Limits, Session
 from engine.errors import InputError, excerpt
 
 CODE_BYTES = 20_000_000  # of all Python files; the rest is not given to the submission's process
+RIGHT = "as expected"
 PRINTED = 2_000  # characters that are kept of what the submission prints
 SHADOWS = ("torch", "transformers", "numpy", "einops", "safetensors")
 NOT_ROOT = (
@@ -98,10 +99,9 @@ def grade_code(code: dict[str, Path], results: Results, limits: Limits) -> None:
         for check in CHECKS:
             problems = measured(check, session)
             for line in check.lines:
-                points = results.rubric.points[check.section][line]
                 problem = problems.get(line)
-                score, output = (0.0, problem) if problem else (points, "as expected")
-                results.set(check.section, line, score=score, output=output)
+                share, output = (0.0, problem) if problem else (1.0, RIGHT)
+                results.set(check.section, line, share=share, output=output)
         printed = session.output.decode(errors="replace")
         results.extra["printed"] = excerpt(printed, PRINTED)
         results.extra["seconds of code"] = round(limits.total - session.left, 1)
@@ -118,18 +118,14 @@ def measured(check: Check, session: Session) -> dict[str, str]:
 
 def grade_predictions(root: Path, gold: Path, split: str, results: Results) -> None:
     """The points and the leaderboard's figures of each prediction file."""
-    found = answers.score(root, gold, split)
-    for name, aim in results.rubric.aims.items():
-        if name not in found:
-            results.set("predictions", name, score=aim.points, output="no answers to grade it by")
-            continue
-        scored = found[name]
+    for name, scored in answers.score(root, gold, split).items():
         if scored.problem:
-            results.set("predictions", name, score=0.0, output=scored.problem)
+            results.set("predictions", name, share=0.0, output=scored.problem)
             continue
         results.add_figures(name, scored.figures)
+        share = results.rubric.aims[name].share(scored.figures)
         figures = ", ".join(f"{key} {value:.3f}" for key, value in scored.figures.items())
-        results.set("predictions", name, score=aim.earned(scored.figures), output=figures)
+        results.set("predictions", name, share=share, output=figures)
 
 
 def close_folders(*folders: Path) -> None:

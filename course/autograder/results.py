@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from course.autograder.rubric import PREDICTIONS, Rubric, lines
@@ -16,16 +17,16 @@ ORDER = {"acc": "desc", "f1": "desc", "chrf": "desc", "chrf_continuation": "desc
 class Results:
     """The score so far; `write` puts it into the file, which is never half-written."""
 
-    def __init__(self, path: Path, rubric: Rubric, *, with_predictions: bool):
+    def __init__(self, path: Path, rubric: Rubric, predictions: Iterable[str] = ()):
+        """predictions: those that there are answers to, by the names of course.gold."""
         self.path, self.rubric, self.began = Path(path), rubric, time.monotonic()
         self.output, self.leaderboard, self.extra = "", [], {}
         self.tests: dict[tuple[str, str], dict] = {}
         for section, titles in lines().items():
             for line, title in titles.items():
                 self._add(section, line, title, rubric.points[section][line])
-        if with_predictions:
-            for name, aim in rubric.aims.items():
-                self._add("predictions", name, PREDICTIONS[name], aim.points)
+        for name in predictions:
+            self._add("predictions", name, PREDICTIONS[name], rubric.aims[name].points)
         self.write()
 
     def _add(self, section: str, line: str, title: str, points: float) -> None:
@@ -41,11 +42,11 @@ class Results:
             "visibility": self.rubric.shown(section),
         }
 
-    def set(self, section: str, line: str, *, score: float, output: str) -> None:
-        """Set a line's points and message; a line that earns all of them has passed."""
+    def set(self, section: str, line: str, *, share: float, output: str) -> None:
+        """Set the share of a line's points, from 0 to 1, and its message; 1 has passed."""
         test = self.tests[section, line]
-        test["score"] = round(min(max(score, 0.0), test["max_score"]), 2)
-        test["status"] = "passed" if score >= test["max_score"] else "failed"
+        test["score"] = round(share * test["max_score"], 2)
+        test["status"] = "passed" if share == 1 else "failed"
         test["output"] = excerpt(output, MOST)
         self.write()
 

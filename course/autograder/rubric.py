@@ -32,10 +32,10 @@ class Aim:
     low: float
     high: float
 
-    def earned(self, figures: dict[str, float]) -> float:
-        """Points for the figures of a file in the right form."""
+    def share(self, figures: dict[str, float]) -> float:
+        """The share of the points, 0.5 to 1, for the figures of a file in the right form."""
         share = (figures[self.figure] - self.low) / (self.high - self.low)
-        return self.points * (0.5 + 0.5 * min(max(share, 0.0), 1.0))
+        return 0.5 + 0.5 * min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True)

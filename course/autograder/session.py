@@ -175,7 +175,7 @@ def described(error, memory: int) -> str:
     kind, text = excerpt(error.get("kind", "")), excerpt(error.get("text", ""))
     place = error.get("place") if isinstance(error.get("place"), dict) else {}
     where = excerpt(f"{place.get('file')}, line {place.get('line')}") if place else ""
-    if kind == "NotImplementedError" and place and not text:
+    if kind == "NotImplementedError" and place:
         return f"{excerpt(place.get('function'))} is not implemented yet ({where})"
     if kind == "SystemExit":
         return f"sys.exit was called ({where or 'no line of yours'}): return a value instead"

@@ -88,7 +88,7 @@ ATTACKS = {
     ),
     "flooded output": Attack("for _ in range(3000): print('x' * 1000)"),
     "nan": Attack(forward("return torch.full((4, 6, 24), float('nan'))"), "found "),
-    "huge reply": Attack(forward("return torch.ones(17_000_000)"), UNREADABLE),
+    "huge reply": Attack(forward("return torch.ones(5_000_000)"), UNREADABLE),
     "too huge a reply": Attack(forward("return torch.ones(40_000_000)"), TOO_MUCH),
     "other type": Attack(forward("return 'all right'"), "found str for "),
     "none": Attack(forward("return None"), "found NoneType for "),

@@ -114,14 +114,17 @@ def measure_attention(ask, draw) -> dict[str, str]:
         "causal": ("rows of the attention matrix attend to the future", T - 1, (0, 1)),
         "padding": ("the attention sees padding", HIDDEN[0], (2, 3)),
     }
+    attends = differ(found[0, -1], found[1, -1]) and all(
+        differ(found[0, i], found[2, i]) for i in range(T) if keep[2, i]
+    )
     for line, (words, seen, (row, other)) in shows.items():
         places = [i for i in range(T) if keep[row, i] and i != seen]
         sees = [i for i in places if differ(found[row, i], found[other, i])]
         place = f": position {sees[0]} sees position {seen}" if sees else ""
-        if explained.faults is None and not place:
-            del problems[line]  # whatever is wrong, this is not
-        elif explained.faults is None:
+        if explained.faults is None and place:
             problems[line] = words + place
+        elif explained.faults is None and attends:
+            del problems[line]  # whatever is wrong, this is not
         elif line in problems:
             problems[line] += place
     return problems

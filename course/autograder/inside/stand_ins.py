@@ -17,15 +17,19 @@ PACKAGES = (
 END, END_ID, WORDS = "<|endoftext|>", 50256, 50257
 
 
+class Unavailable(RuntimeError):
+    """Something that the autograder goes without was built or called."""
+
+
 class Absent:
     """A name of a package that the autograder goes without."""
 
     def __init__(self, *arguments, **options):
-        raise NotImplementedError(f"{type(self).__name__}: not to be had in the autograder")
+        raise Unavailable(f"{type(self).__name__}: not to be had in the autograder")
 
     @classmethod
     def from_pretrained(cls, *arguments, **options):
-        raise NotImplementedError(f"{cls.__name__}.from_pretrained: no weights in the autograder")
+        raise Unavailable(f"{cls.__name__}.from_pretrained: no weights in the autograder")
 
 
 class PretrainedConfig:
@@ -111,7 +115,7 @@ def install() -> None:
     """
     sys.meta_path.insert(0, Finder())
     dynamo = types.ModuleType("torch._dynamo")
-    dynamo.disable = lambda function, recursive=True, wrapping=True: function
+    dynamo.disable = lambda function, *arguments, **options: function
     dynamo.graph_break = lambda message="": None
     dynamo.is_compiling = lambda: False
     torch._dynamo = sys.modules["torch._dynamo"] = dynamo

@@ -9,7 +9,7 @@ import struct
 import torch
 from safetensors.torch import load, save
 
-MAX_JSON, MAX_TENSORS = 1 << 16, 1 << 26  # bytes
+MAX_JSON, MAX_TENSORS = 1 << 16, 1 << 24  # bytes
 
 
 class Garbled(Exception):
