@@ -19,7 +19,15 @@ from engine.files import ROOT, atomic_write
 
 # isort: split
 
-from benchmarks import core, extension_tables, extensions, pretrain, report, scaling_curves
+from benchmarks import (
+    core,
+    extension_tables,
+    extensions,
+    pretrain,
+    report,
+    scaling_curves,
+    storm_table,
+)
 from benchmarks.provenance import described
 from studies import pretraining_pays, programs_help, programs_tables, techniques_help
 
@@ -42,6 +50,7 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
         "scaling": ("scaling", scaling_curves.table),
         "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
         "pretrain": ("pretrain", pretrain.table),
+        "storm": ("storm", storm_table.table),
     },
     "extensions/README.md": {
         "sizes": (

@@ -32,9 +32,8 @@ def end_with_parent() -> None:
     _end_after(multiprocessing.parent_process().join)
 
 
-def end_with_launcher() -> None:
-    """From now on, let this process end soon after the one that started it, such as torchrun."""
-    launcher = os.getppid()
+def end_with_launcher(launcher: int) -> None:
+    """From now on, let this process end soon after torchrun, its parent of this number."""
 
     def wait() -> None:
         while os.getppid() == launcher:  # a process without its parent gets another one

@@ -20,6 +20,7 @@ from torch import distributed as dist
 from engine.children import end_with_launcher
 from engine.devices import device_count, device_type, widest_float
 from engine.errors import InputError
+from engine.signals import LAUNCHER
 
 GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
 
@@ -64,7 +65,7 @@ def start_worker(use_gpu: bool) -> Worker:
     if world_size == 1:
         return Worker(device)
     if not dist.is_initialized():
-        end_with_launcher()
+        end_with_launcher(LAUNCHER)
         dist.init_process_group(dist.get_default_backend_for_device(device))
     return Worker(device, rank=dist.get_rank(), world_size=world_size)
 

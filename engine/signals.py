@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+LAUNCHER = os.getppid()  # noted before the imports that take seconds: torchrun may end meanwhile
 AGAIN = 0.05  # seconds after which an interrupt that was swallowed comes again
 STOPPING = b"\nstopping where nothing is half done; Ctrl-C again stops at once\n"
 

@@ -13,7 +13,7 @@ from storm.processes import Started
 
 SIGNALS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 PATIENCE = 60  # seconds for the end after a signal, and for a start beyond its usual time
-GRACE = 5  # seconds for children to end after their parent
+GRACE = 5  # seconds for children to end after their parent, beyond what a start takes: imports
 NOT_BEGUN = "error: --resume: no "
 STOPPING = "stopping where nothing is half done"
 
@@ -66,7 +66,7 @@ class Chain:
             self.problems.append(f"no end after {_names(sent)}")
             started.send(signal.SIGKILL)
             started.ends_within(PATIENCE)
-        if orphans := started.orphans(GRACE):
+        if orphans := started.orphans(GRACE + usual):
             self.problems.append(f"{len(orphans)} processes outlive it after {_names(sent)}")
         self.problems += wrong_end(started, sent, resume, self.reference.job.processes)
         return started.code == 0
