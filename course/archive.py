@@ -115,6 +115,10 @@ def _write(archive, entry, path: Path, left: int, zip_path: Path) -> int:
 
 
 def submission_root(folder: Path) -> Path:
-    """The folder that holds the submission: the one inside, where somebody zipped the folder."""
+    """The folder that holds the submission: the one inside, where somebody zipped the folder.
+
+    A lone predictions folder is a submission without code, and no folder around one.
+    """
     inside = [path for path in sorted(Path(folder).iterdir()) if path.name not in NOISE]
-    return submission_root(inside[0]) if len(inside) == 1 and inside[0].is_dir() else Path(folder)
+    wrapped = len(inside) == 1 and inside[0].is_dir() and inside[0].name != "predictions"
+    return submission_root(inside[0]) if wrapped else Path(folder)

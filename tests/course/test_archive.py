@@ -114,3 +114,8 @@ def test_a_zipped_folder_is_looked_into_and_what_macs_add_is_passed_over(tmp_pat
         (tmp_path / name).write_text("", encoding="utf-8")
     assert archive.submission_root(tmp_path) == tmp_path / "project"
     assert archive.submission_root(tmp_path / "project") == tmp_path / "project"
+
+
+def test_a_submission_of_predictions_alone_keeps_their_folder(tmp_path):
+    (tmp_path / "project" / "predictions").mkdir(parents=True)
+    assert archive.submission_root(tmp_path) == tmp_path / "project"
