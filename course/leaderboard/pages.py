@@ -1,0 +1,173 @@
+"""The static site: a page for each split, one of sonnets, and one for each team.
+
+Everything is inline, nothing is fetched. Names and sonnets are text that strangers wrote: Jinja
+escapes them, and the pages allow no script but their own (its hash is in the content policy).
+"""
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from course.leaderboard.aliases import shown_name
+from course.leaderboard.chart import chart
+from course.leaderboard.exports import write_public
+from course.leaderboard.ranking import TASKS, best, frontier
+from course.leaderboard.scoring import OVERALL, SPLITS
+from course.leaderboard.store import TEST_TRIES, History
+from course.leaderboard.verse_marks import has_dictionary, mark
+from engine.files import atomic_folder
+from engine.records import Record
+
+TEMPLATES = Path(__file__).parent / "templates"
+COMPARED = 6  # teams whose sonnets stand side by side
+
+
+@dataclass(frozen=True)
+class Site:
+    """All that pages are made from. rankings: split -> ranking.best; gold: the true dev sonnets."""
+
+    title: str
+    frame: pd.DataFrame
+    rankings: dict[str, pd.DataFrame]
+    names: dict[int, str]
+    gold: list[Record]
+    texts: dict[int, dict[str, str]]  # team -> its best sonnets
+
+    @classmethod
+    def read(cls, history: History, gold: list[Record], title: str, anonymous: bool) -> "Site":
+        frame = history.frame()
+        names = {
+            team: shown_name(team, name, anonymous)
+            for team, name in frame[["team", "name"]].drop_duplicates().itertuples(index=False)
+        }
+        rankings = {split: best(frame, split) for split in SPLITS if split in history.splits}
+        rows = rankings.get("dev", frame[:0])
+        rows = rows[rows["task"] == "sonnet"]
+        texts = {row.team: history.sonnets(row.digest) for row in rows.itertuples()}
+        return cls(title, frame, rankings, names, gold, texts)
+
+
+def write_site(site: Site, out: Path) -> None:
+    """Write all pages, whole or not at all; what stood in the folder before is replaced."""
+    pages, marked = environment(site), bool(site.texts) and has_dictionary()
+    with atomic_folder(out) as folder:
+        (folder / "teams").mkdir()
+        for split in site.rankings:
+            page = pages.get_template("board.html").render(board(site, split))
+            (folder / file_name(split)).write_text(page, encoding="utf-8")
+        if site.texts:
+            page = pages.get_template("sonnets.html").render(sonnets(site, marked))
+            (folder / "sonnets.html").write_text(page, encoding="utf-8")
+        template = pages.get_template("team.html")
+        true = {sonnet.sent_id: mark(sonnet.text, marked) for sonnet in site.gold}
+        by_team = site.frame.groupby("team")
+        for team, rows in by_team:
+            page = template.render(team_page(site, team, rows, true, marked))
+            (folder / "teams" / f"{team}.html").write_text(page, encoding="utf-8")
+        write_public(folder, site.rankings, site.names)
+
+
+def file_name(split: str) -> str:
+    return "index.html" if split == "dev" else f"{split}.html"
+
+
+def environment(site: Site) -> Environment:
+    pages = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (TEMPLATES / "board.js").read_text(encoding="utf-8").rstrip("\n")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    pages.filters["moment"] = lambda text: f"{datetime.fromisoformat(text):%-d %b %Y, %H:%M}"
+    pages.globals |= {
+        "title": site.title,
+        "tasks": TASKS,
+        "tries": TEST_TRIES,
+        "splits": [(split, file_name(split)) for split in site.rankings],
+        "has_sonnets": bool(site.texts),
+        "script_hash": digest,
+    }
+    return pages
+
+
+# -- what each page shows --------------------------------------------------------------------------
+
+
+def board(site: Site, split: str) -> dict:
+    """The table of a split: a row a team, in the order of the overall ranking."""
+    ranking = site.rankings[split]
+    shown = [task for task in TASKS if task in set(ranking["task"])]
+    cells = {(row.team, row.task): row for row in ranking.itertuples()}
+    of_split = site.frame[(site.frame["split"] == split) & (site.frame["task"] == OVERALL)]
+    entries = of_split.groupby("team")["time"].agg(["size", "max"])
+    teams = ranking.loc[ranking["task"] == OVERALL, "team"]
+    scored = of_split[of_split["value"].notna()]
+    return {
+        "up": "",
+        "split": split,
+        "shown": shown,
+        "rows": [
+            {
+                "team": team,
+                "name": site.names[team],
+                "cells": [cells.get((team, task)) for task in shown],
+                "entries": int(entries.loc[team, "size"]),
+            }
+            for team in teams
+        ],
+        "extent": {
+            task: (rows["low"].min(), rows["high"].max()) for task, rows in ranking.groupby("task")
+        },
+        "submissions": len(scored),
+        "unscored": len(of_split) - len(scored),
+        "last": of_split["time"].max() if len(of_split) else None,
+        "chart": chart(scored, frontier(site.frame, split)),
+    }
+
+
+def sonnets(site: Site, marked: bool) -> dict:
+    """Each dev sonnet beside those of the best teams."""
+    ranking = site.rankings["dev"]
+    rows = ranking[ranking["task"] == "sonnet"].head(COMPARED)
+    poems = []
+    for sonnet in site.gold:
+        versions = [
+            (row, site.names[row.team], mark(site.texts[row.team][sonnet.sent_id], marked))
+            for row in rows.itertuples()
+        ]
+        poems.append((sonnet.sent_id, mark(sonnet.text, marked), versions))
+    return {"up": "", "poems": poems, "marked": marked}
+
+
+def team_page(site: Site, team: int, rows: pd.DataFrame, true: dict, marked: bool) -> dict:
+    """The history of a team, and its best sonnets beside the true ones."""
+    overall = rows[(rows["task"] == OVERALL) & rows["value"].notna()]
+    dev, test = (overall[overall["split"] == split] for split in SPLITS)
+    histories = {}
+    for split, ranking in site.rankings.items():
+        mine = ranking[ranking["team"] == team]
+        of_split = rows[rows["split"] == split]
+        histories[split] = {
+            "shown": [task for task in TASKS if task in set(ranking["task"])],
+            "best": {row.task: row for row in mine.itertuples()},
+            "teams": ranking.groupby("task").size().to_dict(),
+            "figures": {(row.submission, row.task): row for row in of_split.itertuples()},
+        }
+    texts = site.texts.get(team, {})
+    return {
+        "up": "../",
+        "name": site.names[team],
+        "histories": histories,
+        "submissions": list(rows.drop_duplicates("submission")[::-1].itertuples()),
+        "chart": chart(dev, frontier(rows, "dev"), test) if len(dev) else None,
+        "poems": [(n, poem, mark(texts[n], marked)) for n, poem in true.items() if n in texts],
+        "marked": marked,
+    }
