@@ -11,6 +11,7 @@ from engine.errors import InputError, Parser, command, notice
 # isort: split
 
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from course.leaderboard.exports import write_staff
 from course.leaderboard.pages import Site, write_site
 from course.leaderboard.schedule import Processes, score_all
-from course.leaderboard.scoring import fingerprint, read_answers
+from course.leaderboard.scoring import fingerprint, read_answers, score_submission
 from course.leaderboard.sources import Submission, find
 from course.leaderboard.store import History
 from engine.flags import check_range
@@ -63,7 +64,7 @@ def enter(history: History, found: list[Submission], unread: dict[str, str]) -> 
     entered = {}
     for submission in found:
         try:
-            entered[history.add(submission, submission.digest())] = submission
+            entered.setdefault(history.add(submission, submission.digest()), submission)
         except OSError as error:
             unread[submission.path.name] = f"cannot be read ({error.strerror}): copy it again"
     return entered
@@ -77,7 +78,7 @@ def main(argv=None):
     with alone(args.staff):
         history = History(args.staff / "history.sqlite", fingerprint(args.gold), answers)
         entered = enter(history, found, unread)
-        processes = Processes(args.gold, args.workers)
+        processes = Processes(partial(score_submission, args.gold), args.workers)
         done = score_all(history, [*entered.items()], processes.score, args.workers)
         for _ in tqdm(done, total=len(entered), desc="submissions", disable=None):
             pass

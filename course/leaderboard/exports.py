@@ -54,7 +54,7 @@ def write_staff(folder: Path, frame: pd.DataFrame, unread: dict[str, str]) -> in
     others = pd.DataFrame([{"source": s, "problem": p} for s, p in unread.items()])
     problems = pd.concat([problems, others]) if len(others) else problems
     write_csv(folder / "problems.csv", problems.map(_line))
-    teams = frame[["team", "name"]].drop_duplicates().sort_values("team")
+    teams = frame[["team", "name", "members"]].drop_duplicates().sort_values("team").map(_line)
     write_csv(folder / "teams.csv", teams.assign(pseudonym=teams["team"].map(pseudonym)))
     return len(problems)
 

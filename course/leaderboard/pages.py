@@ -29,11 +29,16 @@ COMPARED = 6  # teams whose sonnets stand side by side
 
 @dataclass(frozen=True)
 class Site:
-    """All that pages are made from. rankings: split -> ranking.best; gold: the true dev sonnets."""
+    """All that pages are made from.
+
+    rankings: split -> ranking.best; ranked: split -> task -> how many teams are ranked by it;
+    gold: the true dev sonnets.
+    """
 
     title: str
     frame: pd.DataFrame
     rankings: dict[str, pd.DataFrame]
+    ranked: dict[str, dict[str, int]]
     names: dict[int, str]
     gold: list[Record]
     texts: dict[int, dict[str, str]]  # team -> its best sonnets
@@ -49,7 +54,11 @@ class Site:
         rows = rankings.get("dev", frame[:0])
         rows = rows[rows["task"] == "sonnet"]
         texts = {row.team: history.sonnets(row.digest) for row in rows.itertuples()}
-        return cls(title, frame, rankings, names, gold, texts)
+        ranked = {
+            split: ranking.groupby("task", sort=False).size().to_dict()
+            for split, ranking in rankings.items()
+        }
+        return cls(title, frame, rankings, ranked, names, gold, texts)
 
 
 def write_site(site: Site, out: Path) -> None:
@@ -104,7 +113,7 @@ def environment(site: Site) -> Environment:
 def board(site: Site, split: str) -> dict:
     """The table of a split: a row a team, in the order of the overall ranking."""
     ranking = site.rankings[split]
-    shown = [task for task in TASKS if task in set(ranking["task"])]
+    shown = list(site.ranked[split])
     cells = {(row.team, row.task): row for row in ranking.itertuples()}
     of_split = site.frame[(site.frame["split"] == split) & (site.frame["task"] == OVERALL)]
     entries = of_split.groupby("team")["time"].agg(["size", "max"])
@@ -156,9 +165,8 @@ def team_page(site: Site, team: int, rows: pd.DataFrame, true: dict, marked: boo
         mine = ranking[ranking["team"] == team]
         of_split = rows[rows["split"] == split]
         histories[split] = {
-            "shown": [task for task in TASKS if task in set(ranking["task"])],
+            "ranked": site.ranked[split],
             "best": {row.task: row for row in mine.itertuples()},
-            "teams": ranking.groupby("task").size().to_dict(),
             "figures": {(row.submission, row.task): row for row in of_split.itertuples()},
         }
     texts = site.texts.get(team, {})

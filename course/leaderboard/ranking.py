@@ -33,10 +33,9 @@ def best(frame: pd.DataFrame, split: str) -> pd.DataFrame:
     """
     rows = frame[(frame["split"] == split) & frame["value"].notna()]
     rows = rows.sort_values(["value", "time", "submission"], ascending=[False, True, True])
-    rows = rows.drop_duplicates(["task", "team"]).copy()
+    rows = rows.drop_duplicates(["task", "team"]).assign(rank=0)
     for _, task in rows.groupby("task"):
         rows.loc[task.index, "rank"] = ranks(task["low"].to_numpy(), task["high"].to_numpy())
-    rows = rows.astype({"rank": int})
     order = {task: place for place, task in enumerate(TASKS)}
     rows["place"] = rows["task"].map(order)
     by = ["place", "rank", "value", "time", "team"]

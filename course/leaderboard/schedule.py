@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
 
-from course.leaderboard.scoring import Result, score_submission
+from course.leaderboard.scoring import Result
 from course.leaderboard.sources import Submission
 from course.leaderboard.store import History
 
@@ -22,10 +22,10 @@ DIED = "its scoring ended the process twice, out of memory perhaps: look at it b
 
 
 class Processes:
-    """Score in `count` processes; what kills one costs its own result and nobody else's."""
+    """Call `score` in `count` processes; what kills one costs its own result and nobody else's."""
 
-    def __init__(self, gold: Path, count: int):
-        self.gold, self.free = gold, SimpleQueue()
+    def __init__(self, score: Score, count: int):
+        self.inner, self.free = score, SimpleQueue()
         for _ in range(count):
             self.free.put(self._start())
 
@@ -40,7 +40,7 @@ class Processes:
         try:
             for _ in range(2):
                 try:
-                    return process.submit(score_submission, path, self.gold, splits).result()
+                    return process.submit(self.inner, path, splits).result()
                 except BrokenProcessPool:
                     process.shutdown()
                     process = self._start()

@@ -83,7 +83,7 @@ def fingerprint(gold: Path) -> str:
     return whole.hexdigest()
 
 
-def score_submission(path: Path, gold: Path, splits: tuple[str, ...]) -> Result:
+def score_submission(gold: Path, path: Path, splits: tuple[str, ...]) -> Result:
     """Unpack a zip, or look into a folder, and score its prediction files.
 
     Whatever is wrong with it becomes a `problem`; nothing that a student sends raises an error.

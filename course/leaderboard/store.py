@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS figures (
 CREATE TABLE IF NOT EXISTS sonnets (digest TEXT, gold TEXT, texts TEXT, PRIMARY KEY (digest, gold));
 """
 FRAME = """
-SELECT s.id AS submission, s.team, t.name, s.time, s.source, s.digest, s.on_test,
+SELECT s.id AS submission, s.team, t.name, t.key AS members, s.time, s.source, s.digest, s.on_test,
        f.split, f.task, f.value, f.second, f.low, f.high, f.problem
 FROM submissions s JOIN teams t ON t.id = s.team JOIN figures f ON f.digest = s.digest
 WHERE f.gold = ? AND (f.split = 'dev' OR s.on_test = 1)

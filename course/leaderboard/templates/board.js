@@ -4,6 +4,7 @@ if (table) {
   const body = table.tBodies[0];
   const headers = [...table.tHead.rows[0].cells];
   const chips = [...document.querySelectorAll(".chips button")];
+  const rowCount = body.rows.length;
   const rows = [...body.rows].map((row) => {
     const cells = [...row.cells];
     const figures = cells.slice(2, -1).map((cell) => cell.dataset);
@@ -11,15 +12,15 @@ if (table) {
       row,
       rank: cells[0],
       name: cells[1].textContent.trim(),
-      values: figures.map((data) => ("v" in data ? Number(data.v) : -1)),
-      ranks: figures.map((data) => data.r || "–"),
+      values: figures.map((data) => Number(data.v ?? -1)),
+      ranks: figures.map((data) => Number(data.r ?? rowCount + 1)),
       entries: Number(cells.at(-1).textContent),
     };
   });
   const found = rows.map((entry) => entry.name.toLocaleLowerCase());
   const collator = new Intl.Collator(undefined, { numeric: true });
   const kinds = {
-    column: (a, b, column) => a.values[column] - b.values[column],
+    column: (a, b, i) => b.ranks[i] - a.ranks[i] || a.values[i] - b.values[i],
     team: (a, b) => collator.compare(a.name, b.name),
     entries: (a, b) => a.entries - b.entries,
   };
@@ -44,7 +45,7 @@ if (table) {
 
   function show(column) {
     table.dataset.on = column;
-    for (const entry of rows) entry.rank.textContent = entry.ranks[column];
+    for (const entry of rows) entry.rank.textContent = entry.ranks[column] > rowCount ? "–" : entry.ranks[column];
     for (const chip of chips) chip.setAttribute("aria-pressed", String(Number(chip.dataset.column) === column));
     document.getElementById("what").textContent = headers[column + 2].querySelector("button").dataset.what;
   }
