@@ -37,9 +37,10 @@ def get_args(argv=None):
     parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
     args = parser.parse_args(argv)
     check_range(args, "workers", 1)
-    args.staff = args.staff or args.out.with_name(f"{args.out.name}-staff")
-    if args.staff.resolve().is_relative_to(args.out.resolve()):
-        raise InputError(f"--staff {args.staff}: lies in the site: give a folder beside it")
+    args.staff = args.staff or args.out.resolve().with_name(f"{args.out.resolve().name}-staff")
+    for path in (args.submissions, args.gold, args.staff, Path.cwd()):
+        if path.resolve().is_relative_to(args.out.resolve()):
+            raise InputError(f"--out {args.out}: {path} lies in it, expected a folder of its own")
     return args
 
 

@@ -60,15 +60,21 @@ class Site:
         }
         return cls(title, frame, rankings, ranked, names, gold, texts)
 
+    @property
+    def files(self) -> dict[str, str]:
+        """Split -> its page; the first one is what a visitor comes to."""
+        first, *others = self.rankings
+        return {first: "index.html", **{split: f"{split}.html" for split in others}}
+
 
 def write_site(site: Site, out: Path) -> None:
     """Write all pages, whole or not at all; what stood in the folder before is replaced."""
     pages, marked = environment(site), bool(site.texts) and has_dictionary()
     with atomic_folder(out) as folder:
         (folder / "teams").mkdir()
-        for split in site.rankings:
+        for split, file in site.files.items():
             page = pages.get_template("board.html").render(board(site, split))
-            (folder / file_name(split)).write_text(page, encoding="utf-8")
+            (folder / file).write_text(page, encoding="utf-8")
         if site.texts:
             page = pages.get_template("sonnets.html").render(sonnets(site, marked))
             (folder / "sonnets.html").write_text(page, encoding="utf-8")
@@ -81,8 +87,10 @@ def write_site(site: Site, out: Path) -> None:
         write_public(folder, site.rankings, site.names)
 
 
-def file_name(split: str) -> str:
-    return "index.html" if split == "dev" else f"{split}.html"
+def moment(text: str) -> str:
+    """2 Mar 2026, 14:05, of a time in ISO's format."""
+    time = datetime.fromisoformat(text)
+    return f"{time.day} {time:%b %Y, %H:%M}"
 
 
 def environment(site: Site) -> Environment:
@@ -95,12 +103,12 @@ def environment(site: Site) -> Environment:
     )
     script = (TEMPLATES / "board.js").read_text(encoding="utf-8").rstrip("\n")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    pages.filters["moment"] = lambda text: f"{datetime.fromisoformat(text):%-d %b %Y, %H:%M}"
+    pages.filters["moment"] = moment
     pages.globals |= {
         "title": site.title,
         "tasks": TASKS,
         "tries": TEST_TRIES,
-        "splits": [(split, file_name(split)) for split in site.rankings],
+        "splits": site.files,
         "has_sonnets": bool(site.texts),
         "script_hash": digest,
     }

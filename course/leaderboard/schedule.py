@@ -44,7 +44,7 @@ class Processes:
                 except BrokenProcessPool:
                     process.shutdown()
                     process = self._start()
-            return Result(problem=DIED)
+            return Result(problem=DIED, again=True)
         finally:
             self.free.put(process)
 

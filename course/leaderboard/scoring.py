@@ -47,11 +47,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """splits: split -> task -> figure; sonnets: number in the gold file -> the dev text."""
+    """splits: split -> task -> figure; sonnets: number in the gold file -> the dev text.
+
+    problem: with the submission as a whole; again: it may be no fault of the submission, so that
+    the next run tries once more.
+    """
 
     splits: dict[str, dict[str, Figure]] = field(default_factory=dict)
     sonnets: dict[str, str] = field(default_factory=dict)
-    problem: str | None = None  # with the submission as a whole
+    problem: str | None = None
+    again: bool = False
 
 
 @functools.cache
@@ -86,7 +91,7 @@ def fingerprint(gold: Path) -> str:
 def score_submission(gold: Path, path: Path, splits: tuple[str, ...]) -> Result:
     """Unpack a zip, or look into a folder, and score its prediction files.
 
-    Whatever is wrong with it becomes a `problem`; nothing that a student sends raises an error.
+    Whatever goes wrong becomes a `problem`; nothing that a student sends raises an error.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="submission-") as scratch:
@@ -97,9 +102,8 @@ def score_submission(gold: Path, path: Path, splits: tuple[str, ...]) -> Result:
     except InputError as error:
         return Result(problem=str(error))
     except Exception as error:
-        return Result(
-            problem=f"an error of the leaderboard, {type(error).__name__}: {excerpt(error)}"
-        )
+        kind = type(error).__name__
+        return Result(problem=f"scoring failed, {kind}: {excerpt(error)}", again=True)
 
 
 def _score_folder(root: Path, answers: dict, splits: tuple[str, ...]) -> Result:

@@ -43,13 +43,16 @@ class Submission:
     def digest(self) -> str:
         """SHA-256 of the zip; of a folder, of its files' paths and contents."""
         if self.path.is_file():
-            with open(self.path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            return _sha256(self.path)
         whole = hashlib.sha256()
         for path in sorted(p for p in self.path.rglob("*") if p.is_file() and not p.is_symlink()):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            whole.update(f"{path.relative_to(self.path).as_posix()}\n{content}\n".encode())
+            whole.update(f"{path.relative_to(self.path).as_posix()}\n{_sha256(path)}\n".encode())
         return whole.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find(folder: Path) -> tuple[list[Submission], dict[str, str]]:

@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS submissions (
 CREATE TABLE IF NOT EXISTS figures (
     digest TEXT, gold TEXT, split TEXT, task TEXT,
     value REAL, second REAL, low REAL, high REAL, problem TEXT,
+    again INTEGER NOT NULL,  -- 1: the scoring failed, to be tried again
     PRIMARY KEY (digest, gold, split, task));
 CREATE TABLE IF NOT EXISTS sonnets (digest TEXT, gold TEXT, texts TEXT, PRIMARY KEY (digest, gold));
 """
@@ -97,7 +98,7 @@ class History:
         team, digest, on_test = self._one(
             "SELECT team, digest, on_test FROM submissions WHERE id = ?", submission
         )
-        query = "SELECT DISTINCT split FROM figures WHERE digest = ? AND gold = ?"
+        query = "SELECT split FROM figures WHERE digest = ? AND gold = ? AND NOT again"
         known = {split for [split] in self.connection.execute(query, (digest, self.gold))}
         if "test" in self.splits and on_test is None:
             on_test = int(self._one(TRIES, team)[0] < TEST_TRIES)
@@ -115,10 +116,10 @@ class History:
             figures = result.splits.get(split, {})
             whole = Figure(problem=result.problem) if result.problem else overall(figures)
             for task, f in {**figures, OVERALL: whole}.items():
-                figure = (f.value, f.second, f.low, f.high, f.problem)
+                figure = (f.value, f.second, f.low, f.high, f.problem, result.again)
                 rows.append((digest, self.gold, split, task, *figure))
         with self._transaction():
-            marks = ", ".join("?" * 9)
+            marks = ", ".join("?" * 10)
             self.connection.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", rows)
             if result.sonnets:
                 self.connection.execute(

@@ -1,23 +1,18 @@
 """Submissions are found, scored once, and ranked; what is wrong with one stops no other."""
 
-import os
-import shutil
 from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
 import pytest
 from course_files import write
-from submissions import prediction_files, write_answers, write_submissions, write_zip
+from submissions import prediction_files, write_answers, write_submissions
 
-from course.leaderboard import __main__ as program
 from course.leaderboard import scoring
 from course.leaderboard.exports import safe_cell
 from course.leaderboard.ranking import best, ranks
-from course.leaderboard.schedule import DIED, Processes, score_all
-from course.leaderboard.scoring import OVERALL, Figure, Result, overall, score_submission
+from course.leaderboard.scoring import OVERALL, Figure, overall, score_submission
 from course.leaderboard.sources import find, team_and_time
-from course.leaderboard.store import History
 from engine.errors import InputError
 
 
@@ -168,93 +163,3 @@ def test_a_team_stands_by_its_best_submission_and_of_equal_ones_by_the_earliest(
 def test_no_cell_is_a_formula(text):
     assert safe_cell(text) == f"'{text}"
     assert safe_cell("a=1") == "a=1" and safe_cell(-1.5) == -1.5
-
-
-# -- the history -----------------------------------------------------------------------------------
-
-
-def counted(results):
-    """A scorer that gives results by the zip's name, and the list of what it was asked."""
-    asked = []
-
-    def score(path, splits):
-        asked.append((path.name, splits))
-        return results(path, splits)
-
-    return score, asked
-
-
-def good(path, splits):
-    return Result({split: {"sst": Figure(50.0, 50.0, 40.0, 60.0)} for split in splits})
-
-
-def go(history, folder, score):
-    found, _ = find(folder)
-    entered = program.enter(history, found, {})
-    for _ in score_all(history, [*entered.items()], score, 2):
-        pass
-
-
-def numbered(folder, count, first=0):
-    for i in range(first, count):
-        write_zip(folder / f"team-2026-03-{i + 1:02}.zip", {"n": str(i)})
-
-
-def test_test_is_scored_for_three_successful_submissions_and_dev_for_all(tmp_path):
-    def second_fails(path, splits):
-        return Result(problem="broken") if "03-02" in path.name else good(path, splits)
-
-    numbered(tmp_path / "zips", 6)
-    score, asked = counted(second_fails)
-    history = History(tmp_path / "h.sqlite", "gold", ("dev", "test"))
-    go(history, tmp_path / "zips", score)
-    assert [splits for _, splits in asked] == [("dev", "test")] * 4 + [("dev",)] * 2
-    frame = history.frame()
-    scored = frame[(frame["task"] == OVERALL) & frame["value"].notna()]
-    assert scored.groupby("split").size().to_dict() == {"dev": 5, "test": 3}
-    assert frame["on_test"].drop_duplicates().tolist() == [1, 0]
-    numbered(tmp_path / "zips", 7, first=6)
-    go(history, tmp_path / "zips", score)
-    assert asked[6:] == [("team-2026-03-07.zip", ("dev",))]
-
-
-def test_a_killed_run_goes_on_and_nothing_is_scored_twice(tmp_path):
-    def killed(path, splits):
-        if "03-03" in path.name:
-            raise KeyboardInterrupt
-        return good(path, splits)
-
-    numbered(tmp_path / "zips", 4)
-    shutil.copy(tmp_path / "zips/team-2026-03-01.zip", tmp_path / "zips/team-2026-03-09.zip")
-    score, asked = counted(killed)
-    with pytest.raises(KeyboardInterrupt):
-        go(History(tmp_path / "h.sqlite", "gold", ("dev",)), tmp_path / "zips", score)
-    score, again = counted(good)
-    history = History(tmp_path / "h.sqlite", "gold", ("dev",))
-    go(history, tmp_path / "zips", score)
-    assert [name[-6:-4] for name, _ in asked] == ["01", "02", "03"]
-    assert [name[-6:-4] for name, _ in again] == ["03", "04"]
-    assert history.frame()["submission"].nunique() == 4
-    other = History(tmp_path / "h.sqlite", "other gold", ("dev",))
-    assert other.frame().empty
-    go(other, tmp_path / "zips", counted(good)[0])
-    assert len(other.frame()) == len(history.frame())
-
-
-def test_a_file_that_is_no_history_is_refused(tmp_path):
-    write(tmp_path / "h.sqlite", "no database at all, but long enough to be one\n" * 100)
-    with pytest.raises(InputError, match="no history of a leaderboard"):
-        History(tmp_path / "h.sqlite", "gold", ("dev",))
-
-
-def die(path, splits):
-    """Unless the submission is a good one."""
-    return good(path, splits) if path.name == "good" else os._exit(9)
-
-
-@pytest.mark.slow
-def test_a_submission_that_kills_its_process_is_named_and_the_process_replaced(tmp_path):
-    processes = Processes(die, 1)
-    assert processes.score(tmp_path / "bad", ("dev",)) == Result(problem=DIED)
-    assert processes.score(tmp_path / "good", ("dev",)) == good(None, ("dev",))
-    processes.close()

@@ -70,8 +70,8 @@ def test_what_is_wrong_with_a_command_is_one_line(tmp_path, here, refused):
         run(tmp_path / "empty", gold, tmp_path / "site")
     with refused("no answers to the dev files"):
         run(tmp_path / "empty", tmp_path / "empty", tmp_path / "site")
-    with refused("lies in the site"):
-        run(gold, gold, tmp_path / "site", "--staff", tmp_path / "site" / "staff")
+    with refused("gold lies in it, expected a folder of its own"):
+        run(gold, gold, tmp_path)
 
 
 def test_no_page_holds_a_reason_a_members_address_or_a_file_name(tmp_path):
