@@ -25,14 +25,16 @@ START = datetime(2026, 3, 2, 9, tzinfo=UTC)
 WORDS = ["Möbius", "night owls", "attention", "ひかり", "gradient", "פרחים", "residual", "tiny"]
 
 
-def write_answers(folder: Path) -> Path:
+def write_answers(folder: Path, splits=("dev", "test")) -> Path:
     """A gold folder, in which the sample's dev files are the answers to test, too."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("ids-sst-dev.csv", "ids-cfimdb-dev.csv", "quora-dev.csv"):
-        for split in ("dev", "test"):
+        for split in splits:
             shutil.copy(SAMPLE / name, folder / name.replace("dev", split))
-    for name in (SONNETS.name, "TRUE_sonnets_held_out.txt"):
-        shutil.copy(SONNETS, folder / name)
+    for split in splits:
+        shutil.copy(
+            SONNETS, folder / SONNETS.name.replace("_dev", "_dev" if split == "dev" else "")
+        )
     return folder
 
 
