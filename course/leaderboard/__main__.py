@@ -20,14 +20,14 @@ from tqdm import tqdm
 from course.leaderboard.exports import write_staff
 from course.leaderboard.pages import Site, write_site
 from course.leaderboard.schedule import Processes, score_all
-from course.leaderboard.scoring import fingerprint, read_answers, score_submission
+from course.leaderboard.scoring import fingerprints, read_answers, score_submission
 from course.leaderboard.sources import Submission, find
 from course.leaderboard.store import History
 from engine.flags import check_range
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0].partition(": ")[2])
+    parser = Parser(description="Score submissions, keep their history, write the site.")
     parser.add_argument("submissions", type=Path, help="a folder of zips, or Gradescope's export")
     parser.add_argument("--gold", type=Path, required=True, help="the folder of the answers")
     parser.add_argument("--out", type=Path, default=Path("site"), help="default: %(default)s")
@@ -77,7 +77,7 @@ def main(argv=None):
     answers = read_answers(args.gold)
     found, unread = find(args.submissions)
     with alone(args.staff):
-        history = History(args.staff / "history.sqlite", fingerprint(args.gold), answers)
+        history = History(args.staff / "history.sqlite", fingerprints(args.gold))
         entered = enter(history, found, unread)
         processes = Processes(partial(score_submission, args.gold), args.workers)
         done = score_all(history, [*entered.items()], processes.score, args.workers)

@@ -50,7 +50,7 @@ class Site:
             team: shown_name(team, name, anonymous)
             for team, name in frame[["team", "name"]].drop_duplicates().itertuples(index=False)
         }
-        rankings = {split: best(frame, split) for split in SPLITS if split in history.splits}
+        rankings = {split: best(frame, split) for split in history.gold}
         rows = rankings.get("dev", frame[:0])
         rows = rows[rows["task"] == "sonnet"]
         texts = {row.team: history.sonnets(row.digest) for row in rows.itertuples()}
@@ -80,8 +80,7 @@ def write_site(site: Site, out: Path) -> None:
             (folder / "sonnets.html").write_text(page, encoding="utf-8")
         template = pages.get_template("team.html")
         true = {sonnet.sent_id: mark(sonnet.text, marked) for sonnet in site.gold}
-        by_team = site.frame.groupby("team")
-        for team, rows in by_team:
+        for team, rows in site.frame.groupby("team"):
             page = template.render(team_page(site, team, rows, true, marked))
             (folder / "teams" / f"{team}.html").write_text(page, encoding="utf-8")
         write_public(folder, site.rankings, site.names)
@@ -124,7 +123,7 @@ def board(site: Site, split: str) -> dict:
     shown = list(site.ranked[split])
     cells = {(row.team, row.task): row for row in ranking.itertuples()}
     of_split = site.frame[(site.frame["split"] == split) & (site.frame["task"] == OVERALL)]
-    entries = of_split.groupby("team")["time"].agg(["size", "max"])
+    entries = of_split.groupby("team").size().to_dict()
     teams = ranking.loc[ranking["task"] == OVERALL, "team"]
     scored = of_split[of_split["value"].notna()]
     return {
@@ -136,7 +135,7 @@ def board(site: Site, split: str) -> dict:
                 "team": team,
                 "name": site.names[team],
                 "cells": [cells.get((team, task)) for task in shown],
-                "entries": int(entries.loc[team, "size"]),
+                "entries": entries[team],
             }
             for team in teams
         ],

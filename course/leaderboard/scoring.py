@@ -78,14 +78,16 @@ def read_answers(gold: Path) -> dict[str, dict[str, tuple[str, Answers]]]:
     return found
 
 
-def fingerprint(gold: Path) -> str:
-    """SHA-256 of all answers: figures by other answers cannot be compared."""
-    whole = hashlib.sha256()
-    for split, tasks in sorted(read_answers(gold).items()):
+def fingerprints(gold: Path) -> dict[str, str]:
+    """Split -> SHA-256 of its answers: figures by other answers cannot be compared."""
+    found = {}
+    for split, tasks in read_answers(gold).items():
+        whole = hashlib.sha256()
         for task, (_, answers) in sorted(tasks.items()):
             content = (gold / answers.wanted.data).read_bytes()
-            whole.update(f"{split} {task} {hashlib.sha256(content).hexdigest()}\n".encode())
-    return whole.hexdigest()
+            whole.update(f"{task} {hashlib.sha256(content).hexdigest()}\n".encode())
+        found[split] = whole.hexdigest()
+    return found
 
 
 def score_submission(gold: Path, path: Path, splits: tuple[str, ...]) -> Result:

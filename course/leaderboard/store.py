@@ -2,18 +2,17 @@
 
 What one submission scores is written in one transaction as soon as it is known, so that a killed
 run goes on where it ended. Figures belong to the answers by which they were computed (`gold`, a
-fingerprint of them): those by other answers stay in the file and are never mixed with these.
+split's fingerprint): those by other answers stay in the file and are never mixed with these.
 """
 
 import json
 import sqlite3
-from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 
-from course.leaderboard.scoring import OVERALL, Figure, Result, overall
+from course.leaderboard.scoring import OVERALL, SPLITS, Figure, Result, overall
 from course.leaderboard.sources import Submission
 from engine.errors import InputError
 
@@ -37,7 +36,7 @@ FRAME = """
 SELECT s.id AS submission, s.team, t.name, t.key AS members, s.time, s.source, s.digest, s.on_test,
        f.split, f.task, f.value, f.second, f.low, f.high, f.problem
 FROM submissions s JOIN teams t ON t.id = s.team JOIN figures f ON f.digest = s.digest
-WHERE f.gold = ? AND (f.split = 'dev' OR s.on_test = 1)
+WHERE (f.split = 'dev' AND f.gold = ?) OR (f.split = 'test' AND f.gold = ? AND s.on_test = 1)
 ORDER BY s.time, s.id, f.split, f.task
 """
 TRIES = """
@@ -47,10 +46,10 @@ SELECT count(*) FROM submissions s WHERE s.team = ? AND s.on_test = 1 AND EXISTS
 
 
 class History:
-    """gold: the fingerprint of the answers; splits: those that they have."""
+    """gold: split -> the fingerprint of its answers."""
 
-    def __init__(self, path: Path, gold: str, splits: Iterable[str]):
-        self.gold, self.splits = gold, tuple(splits)
+    def __init__(self, path: Path, gold: dict[str, str]):
+        self.gold = gold
         try:
             self.connection = sqlite3.connect(path, timeout=60, isolation_level=None)
             self.connection.execute("PRAGMA journal_mode = WAL")
@@ -93,20 +92,23 @@ class History:
     def to_score(self, submission: int) -> tuple[str, ...]:
         """The splits on which a submission lacks figures now.
 
-        The choice whether it is one of its team's tries on test is made here, and stays.
+        That its team's tries on test are spent is decided here, and stays.
         """
         team, digest, on_test = self._one(
             "SELECT team, digest, on_test FROM submissions WHERE id = ?", submission
         )
-        query = "SELECT split FROM figures WHERE digest = ? AND gold = ? AND NOT again"
-        known = {split for [split] in self.connection.execute(query, (digest, self.gold))}
-        if "test" in self.splits and on_test is None:
+        query = "SELECT split, gold FROM figures WHERE digest = ? AND NOT again"
+        known = set(self.connection.execute(query, (digest,)))
+        missing = [split for split, gold in self.gold.items() if (split, gold) not in known]
+        if "test" in self.gold and on_test is None:
             on_test = int(self._one(TRIES, team)[0] < TEST_TRIES)
-            self.connection.execute(
-                "UPDATE submissions SET on_test = ? WHERE id = ?", (on_test, submission)
-            )
-        wanted = [split for split in self.splits if split == "dev" or on_test]
-        return tuple(split for split in wanted if split not in known)
+            if not on_test or "test" not in missing:
+                self._set_on_test(submission, on_test)
+        return tuple(split for split in missing if split == "dev" or on_test)
+
+    def _set_on_test(self, submission: int, value: int) -> None:
+        query = "UPDATE submissions SET on_test = ? WHERE id = ?"
+        self.connection.execute(query, (value, submission))
 
     def record(self, submission: int, splits: tuple[str, ...], result: Result) -> None:
         """Write what a submission scores on these splits, or why it scores nothing."""
@@ -117,22 +119,25 @@ class History:
             whole = Figure(problem=result.problem) if result.problem else overall(figures)
             for task, f in {**figures, OVERALL: whole}.items():
                 figure = (f.value, f.second, f.low, f.high, f.problem, result.again)
-                rows.append((digest, self.gold, split, task, *figure))
+                rows.append((digest, self.gold[split], split, task, *figure))
         with self._transaction():
             marks = ", ".join("?" * 10)
             self.connection.executemany(f"INSERT OR REPLACE INTO figures VALUES ({marks})", rows)
+            if "test" in splits:
+                self._set_on_test(submission, 1)
             if result.sonnets:
                 self.connection.execute(
                     "INSERT OR REPLACE INTO sonnets VALUES (?, ?, ?)",
-                    (digest, self.gold, json.dumps(result.sonnets)),
+                    (digest, self.gold["dev"], json.dumps(result.sonnets)),
                 )
 
     def frame(self) -> pd.DataFrame:
         """A row for each submission, split and task that these answers scored, in time's order."""
-        return pd.read_sql_query(FRAME, self.connection, params=(self.gold,))
+        gold = tuple(self.gold.get(split) for split in SPLITS)
+        return pd.read_sql_query(FRAME, self.connection, params=gold)
 
     def sonnets(self, digest: str) -> dict[str, str]:
         """Number in the gold file -> the submission's dev text."""
         query = "SELECT texts FROM sonnets WHERE digest = ? AND gold = ?"
-        found = self._one(query, digest, self.gold)
+        found = self._one(query, digest, self.gold["dev"])
         return json.loads(found[0]) if found else {}

@@ -29,7 +29,7 @@ HOSTILE = [
 
 def history_of(folder: Path, names: list[str], submissions: int = 3) -> History:
     """Teams with figures that a seed determines; each team's second submission fails on sonnets."""
-    history, draw = History(folder / "history.sqlite", "gold", ("dev", "test")), random.Random(0)
+    history, draw = History(folder / "history.sqlite", {"dev": "a", "test": "b"}), random.Random(0)
     texts = {poem.sent_id: poem.text for poem in read_sonnets(SONNETS)}
     for i, name in enumerate(names):
         for turn in range(submissions):

@@ -48,7 +48,7 @@ def test_test_is_scored_for_three_successful_submissions_and_dev_for_all(tmp_pat
 
     numbered(tmp_path / "zips", 6)
     score, asked = counted(second_fails)
-    history = History(tmp_path / "h.sqlite", "gold", ("dev", "test"))
+    history = History(tmp_path / "h.sqlite", {"dev": "a", "test": "b"})
     go(history, tmp_path / "zips", score)
     assert [splits for _, splits in asked] == [("dev", "test")] * 4 + [("dev",)] * 2
     frame = history.frame()
@@ -70,14 +70,14 @@ def test_a_killed_run_goes_on_and_nothing_is_scored_twice(tmp_path):
     shutil.copy(tmp_path / "zips/team-2026-03-01.zip", tmp_path / "zips/team-2026-03-09.zip")
     score, asked = counted(killed)
     with pytest.raises(KeyboardInterrupt):
-        go(History(tmp_path / "h.sqlite", "gold", ("dev",)), tmp_path / "zips", score)
+        go(History(tmp_path / "h.sqlite", {"dev": "a"}), tmp_path / "zips", score)
     score, again = counted(good)
-    history = History(tmp_path / "h.sqlite", "gold", ("dev",))
+    history = History(tmp_path / "h.sqlite", {"dev": "a"})
     go(history, tmp_path / "zips", score)
     assert [name[-6:-4] for name, _ in asked] == ["01", "02", "03"]
     assert [name[-6:-4] for name, _ in again] == ["03", "04"]
     assert history.frame()["submission"].nunique() == 4
-    other = History(tmp_path / "h.sqlite", "other gold", ("dev",))
+    other = History(tmp_path / "h.sqlite", {"dev": "other"})
     assert other.frame().empty
     go(other, tmp_path / "zips", counted(good)[0])
     assert len(other.frame()) == len(history.frame())
@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_and_nothing_is_scored_twice(tmp_path):
 def test_a_file_that_is_no_history_is_refused(tmp_path):
     write(tmp_path / "h.sqlite", "no database at all, but long enough to be one\n" * 100)
     with pytest.raises(InputError, match="no history of a leaderboard"):
-        History(tmp_path / "h.sqlite", "gold", ("dev",))
+        History(tmp_path / "h.sqlite", {"dev": "a"})
 
 
 def die(path, splits):
@@ -104,8 +104,22 @@ def test_a_submission_that_kills_its_process_is_named_and_the_process_replaced(t
 
 def test_what_failed_by_no_fault_of_the_submission_is_tried_again(tmp_path):
     numbered(tmp_path / "zips", 1)
-    history = History(tmp_path / "h.sqlite", "gold", ("dev",))
+    history = History(tmp_path / "h.sqlite", {"dev": "a"})
     for result in (Result(problem="the disk is full", again=True), Result(problem="no zip")):
         go(history, tmp_path / "zips", lambda path, splits, result=result: result)
         assert history.frame()["problem"].tolist() == [result.problem]
     go(history, tmp_path / "zips", lambda path, splits: 1 / 0)
+
+
+def test_answers_to_test_that_come_later_leave_devs_figures_as_they_are(tmp_path):
+    numbered(tmp_path / "zips", 5)
+    go(History(tmp_path / "h.sqlite", {"dev": "a"}), tmp_path / "zips", good)
+    score, asked = counted(good)
+    (tmp_path / "zips" / "team-2026-03-01.zip").unlink()
+    history = History(tmp_path / "h.sqlite", {"dev": "a", "test": "b"})
+    go(history, tmp_path / "zips", score)
+    assert asked == [(f"team-2026-03-0{i}.zip", ("test",)) for i in (2, 3, 4)]
+    assert history.frame().groupby("split")["submission"].nunique().to_dict() == {
+        "dev": 5,
+        "test": 3,
+    }
