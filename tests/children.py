@@ -11,7 +11,7 @@ import traceback
 import pytest
 import torch
 
-from engine import files
+from engine import files, parallel
 
 
 def skip_if_cuda() -> None:
@@ -87,6 +87,7 @@ def _work(action, environment: dict) -> None:
     code = 99
     try:
         os.environ.update({name: str(value) for name, value in environment.items()})
+        parallel.LAUNCHER = os.getppid()  # this process was forked, not started by torchrun
         action()
         code = 0
     except SystemExit as stop:

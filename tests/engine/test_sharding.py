@@ -197,7 +197,6 @@ def test_without_shard_a_worker_has_a_copy(tmp_path):
         ("1", [], "--shard: one process, there is nobody to share with: start it by torchrun"),
         ("2", ["--compile"], "--shard: not with --compile"),
         ("2", ["--checkpoint", "best"], "--shard: not with --checkpoint (it trains nothing)"),
-        ("2", ["--extension", "lora", "--extension", "ema"], "--shard: ema: needs whole weights"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused_before_anything_begins(
