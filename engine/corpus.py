@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Sampler
 
 from engine.errors import InputError, excerpt, quoted
 from engine.files import atomic_write
+from engine.texts import encoded
 
 END_OF_TEXT = "<|endoftext|>"
 UNREADABLE = (UnicodeDecodeError, lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError)
@@ -110,13 +111,13 @@ def write_tokens(path, tokenizer, texts: Iterable[str]) -> None:
 
     The facts come last: a file that has them is whole.
     """
-    path, texts = Path(path), iter(texts)
+    path = Path(path)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     facts = {"documents": 0, "bytes": 0, "tokens": 0}
     digest = hashlib.sha256()
     with atomic_write(path, "wb") as file:
-        while chunk := list(itertools.islice(texts, 256)):
-            for text, ids in zip(chunk, tokenizer(chunk, verbose=False)["input_ids"], strict=True):
+        for batch in encoded(tokenizer, texts):
+            for text, ids in batch:
                 data = np.array([*ids, tokenizer.eos_token_id], dtype=dtype).tobytes()
                 file.write(data)
                 digest.update(data)

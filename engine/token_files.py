@@ -1,5 +1,6 @@
 """The files of a pre-training run: its tokenizer, and the tokens of train and valid, made once."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -19,6 +20,7 @@ from engine.files import atomic_write, remove_leftovers
 from engine.hub import load_tokenizer
 from engine.parallel import Worker, barrier
 from engine.run_lock import RunLock
+from engine.texts import SpooledTexts
 
 MANY = 100  # documents, of which the last hundredth is one or more
 
@@ -57,39 +59,45 @@ def check_texts(args) -> None:
 
 
 def write_data(args, folder: Path, say: Callable) -> None:
-    """Learn or copy the tokenizer, then write the tokens of train and valid."""
-    count = sum(1 for _ in islice(documents(args.text), args.limit))
-    if not args.valid:
+    """Read the texts; learn or copy the tokenizer, and write the tokens of train and valid."""
+    with contextlib.ExitStack() as stack:
+        text, valid = (
+            stack.enter_context(SpooledTexts(islice(documents(files), args.limit), folder))
+            for files in (args.text, args.valid)
+        )
+        write_splits(args, folder, text, valid, say)
+
+
+def write_splits(args, folder: Path, text: SpooledTexts, valid: SpooledTexts, say: Callable):
+    """All files of a folder; valid may be empty."""
+    count = len(text)
+    if not len(valid):
         end = f"{count // MANY} of the documents are" if count >= MANY else "tenth of the tokens is"
         say(f"no --valid: the last {end} kept out for validation; documents: {count}")
     if args.tokenizer:
         tokenizer = load_tokenizer(args.tokenizer)
     else:
         say(f"learning a tokenizer of {args.vocab_size} tokens from the training text")
-        tokenizer = train_tokenizer(split(args, count)["train"], args.vocab_size)
-    folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = train_tokenizer(split(text, valid)["train"], args.vocab_size)
     save_tokenizer(tokenizer, folder)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.eos_token_id)
     with atomic_write(folder / "config.json") as file:  # load_tokenizer asks for it
         json.dump({"model_type": "gpt2", "vocab_size": len(tokenizer), **ends}, file)
-    for name, texts in split(args, count, tokenizer).items():
+    for name, texts in split(text, valid, tokenizer).items():
         write_tokens(folder / f"{name}.bin", tokenizer, texts)
 
 
-def split(args, count: int, tokenizer=None) -> dict[str, Iterable[str]]:
+def split(text: SpooledTexts, valid: SpooledTexts, tokenizer=None) -> dict[str, Iterable[str]]:
     """The texts of train and valid.
 
-    Without --valid, the last hundredth of the documents is valid; if that is less than one, the
-    last tenth of their tokens (or characters, as long as there is no tokenizer).
+    Without a validation text, the last hundredth of the documents is valid; if that is less than
+    one, the last tenth of their tokens (or characters, as long as there is no tokenizer).
     """
-    texts = islice(documents(args.text), args.limit)
-    if args.valid:
-        return {"train": texts, "valid": islice(documents(args.valid), args.limit)}
+    count = len(text)
+    if len(valid):
+        return {"train": text.part(), "valid": valid.part()}
     if count < MANY:
-        train, valid = split_texts(list(texts), 0.9, tokenizer)
-        return {"train": train, "valid": valid}
+        before, after = split_texts(list(text.part()), 0.9, tokenizer)
+        return {"train": before, "valid": after}
     first = count - count // MANY
-    return {
-        "train": islice(texts, first),
-        "valid": islice(documents(args.text), first, args.limit),
-    }
+    return {"train": text.part(0, first), "valid": text.part(first)}

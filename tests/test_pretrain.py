@@ -247,6 +247,25 @@ def test_the_tokens_are_made_once(place, monkeypatch):
     assert len(list(Path("runs").glob("tokens-*"))) == 1
 
 
+@pytest.mark.parametrize("valid", [["--valid", "valid.txt"], []])
+def test_each_document_is_read_once_but_for_a_look_at_the_first(valid, place, monkeypatch):
+    drawn = []
+
+    def documents(paths, real=token_files.documents):
+        for text in real(paths):
+            drawn.append(text)
+            yield text
+
+    monkeypatch.setattr(token_files, "documents", documents)
+    args = pretrain.get_args(["--text", "text.txt", *valid, "--out", "out", *SHORT])
+    folder = token_files.prepare_data(args, WORKER)
+    assert len(drawn) == (1 + 400) + (1 + 30 if valid else 0)
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert {path.split(".")[0] for path in names} == {
+        *("config", "tokenizer", "tokenizer_config", "train", "valid")
+    }
+
+
 def test_two_processes_at_half_the_batch_follow_the_single_one(place, monkeypatch):
     run(monkeypatch, *SHORT, "--runs_dir", "single")
     code = "import sys; sys.path.insert(0, {!r}); import pretrain; from config import GPT2Config\n"
