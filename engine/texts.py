@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-BATCH = (
-    2**20
-)  # characters encoded together: many texts, which the tokenizer shares out to the cores
+BATCH = 2**20  # characters encoded together: many texts, shared out to the cores
 AHEAD = 3  # batches being encoded while Python takes over the tokens of one before
 
 

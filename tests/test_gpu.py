@@ -11,12 +11,14 @@ from course_files import call_main, predicted, work_in, write_course, write_mode
 from technique_cases import those_whose
 from tiny_run import run_path, same_bits, tiny_classifier
 from tiny_run import trainer as new_trainer
+from torch.nn import functional as F
 
 import classifier
 from engine.batches import TokenDataset, make_loader
 from engine.checkpoint import RunFolder, load_tree
 from engine.errors import InputError
 from engine.extension import Extension
+from engine.fast.chunked_loss import linear_cross_entropy
 from engine.fast.gpt2 import accelerate
 from engine.generation import generate
 from engine.parallel import Worker
@@ -279,6 +281,32 @@ def test_a_run_on_the_gpu_resumes_to_the_same_bits(task, extra, place, monkeypat
     lines = [run_path(f, "*/metrics.jsonl").read_text("utf-8") for f in ("whole", "cut")]
     figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
     assert figures[0] == figures[1] and same_bits(whole, cut)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_chunked_loss_holds_one_chunk_of_logits(autocast):
+    hidden = torch.randn(8192, 64, device="cuda", requires_grad=True)
+    weight = torch.randn(50_257, 64, device="cuda", requires_grad=True)
+    labels = torch.randint(50_257, (8192,), device="cuda")
+    ends, peaks = [], []
+    for way in (chunked, whole):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = way(hidden, weight, labels)
+        ends.append([loss, *torch.autograd.grad(loss / 8192, (hidden, weight))])
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[0] < 0.75 * peaks[1]
+    for one, other in zip(*ends, strict=True):
+        assert (one - other).norm() < (2e-2 if autocast else 1e-4) * other.norm()
+
+
+def chunked(hidden, weight, labels):
+    return linear_cross_entropy(hidden, weight, labels, 1024).loss
+
+
+def whole(hidden, weight, labels):
+    return F.cross_entropy(F.linear(hidden, weight), labels, reduction="sum")
 
 
 def test_memory_that_runs_out_is_answered_by_smaller_pieces(place, monkeypatch, capsys):

@@ -39,8 +39,8 @@ USERS = range(61_000, 65_000)  # ids that no system gives away
 LIMITS = {"processes": 64, "file_bytes": 0, "files": 256, "core": 0}
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 START = (
-    "import sys; sys.path[:0] = {paths!r}; from course.autograder.inside.runner import main; "
-    "main({folder!r}, {requests}, {replies}, {memory})"
+    "import sys; sys.path[:0] = {paths!r}; from course.autograder.inside.runner import serve; "
+    "serve({folder!r}, {requests}, {replies}, {memory})"
 )
 
 

@@ -54,7 +54,7 @@ def build_root(root: str, views: list[list[str]]) -> None:
     os.chroot(root)
 
 
-def main() -> None:
+def shut_in() -> None:
     spec = json.loads(sys.argv[1])
     if spec["root"]:
         build_root(spec["root"], spec["views"])
@@ -79,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shut_in()

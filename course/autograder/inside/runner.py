@@ -1,6 +1,6 @@
 """The submission's process: answers the grader's requests with tensors, and never ends by itself.
 
-python -I -S -c "…; from course.autograder.inside.runner import main; main(FOLDER, …)"
+python -I -S -c "…; from course.autograder.inside.runner import serve; serve(FOLDER, …)"
 """
 
 import json
@@ -19,7 +19,7 @@ from course.autograder.inside import parts, restrict, stand_ins, task_parts, wir
 MOST_WORDS = 500  # characters of an error's text that the grader gets
 
 
-def main(folder: str, requests: int, replies: int, memory: int) -> None:
+def serve(folder: str, requests: int, replies: int, memory: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     stand_ins.install()
