@@ -124,6 +124,8 @@ def command(main):
         except Stopped as stopped:
             name = signal.Signals(stopped.number).name
             how = "interrupted" if stopped.number == signal.SIGINT else f"stopped by {name}"
+            if int(os.environ.get("RANK", 0)) > 0:  # the first of torchrun's processes says it
+                sys.exit(128 + stopped.number)
             leave(f"{how}: {WHOLE}", 128 + stopped.number)
         leave(f"error: {message}", 2)
 

@@ -1,7 +1,8 @@
 """Signals to a program: SIGTERM, SIGHUP and Ctrl-C end a run after it has saved, SIGUSR1 saves.
 
 Outside of training the first two raise `Stopped`, and Ctrl-C KeyboardInterrupt, at once. Training
-defers them to where nothing is half done.
+defers them to where nothing is half done. torchrun ends its workers by SIGTERM when one of them
+fails or when it gets a signal itself, and by SIGKILL 30 seconds later: only training defers there.
 """
 
 import _thread
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 LAUNCHER = os.getppid()  # noted before the imports that take seconds: torchrun may end meanwhile
 AGAIN = 0.05  # seconds after which an interrupt that was swallowed comes again
@@ -25,13 +27,14 @@ class Stopped(BaseException):
         self.number = number
 
 
+@dataclass
 class Asked:
     """What deferred signals have asked for: the number of the one that stops, and a save."""
 
     stop: int | None = None
     save: bool = False
 
-    def check(self, *_) -> None:
+    def check(self) -> None:
         """End here if a signal asked for it."""
         if self.stop is not None:
             raise Stopped(self.stop)
@@ -40,7 +43,8 @@ class Asked:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[None]:
     """In the block, SIGTERM and SIGHUP raise `Stopped`, and SIGUSR1 does nothing."""
-    with _handled({"SIGTERM": _stop, "SIGHUP": _stop, "SIGUSR1": _ignore}):
+    stopping = {} if _started_by_torchrun() else {"SIGTERM": _stop, "SIGHUP": _stop}
+    with _handled({**stopping, "SIGUSR1": _ignore}):
         yield
 
 
@@ -56,8 +60,8 @@ def deferred() -> Iterator[Asked]:
         if number == signal.SIGINT:
             if asked.stop is not None:
                 interrupt(number, frame)
-            with contextlib.suppress(OSError):
-                os.write(2, STOPPING)  # print may not be called in the middle of a print
+            with contextlib.suppress(OSError):  # print may not be called in the middle of a print
+                os.write(2, b"" if _started_by_torchrun() else STOPPING)
         asked.stop = number
 
     def save(number, frame):
@@ -70,11 +74,8 @@ def deferred() -> Iterator[Asked]:
 
 @contextlib.contextmanager
 def _handled(handlers: dict) -> Iterator[None]:
-    """In the block these handle their signals, where so far the system or this module does.
-
-    torchrun ends its workers by SIGTERM, at once: theirs are left alone.
-    """
-    free = threading.current_thread() is threading.main_thread() and "RANK" not in os.environ
+    """In the block these handle their signals, where so far the system or this module does."""
+    free = threading.current_thread() is threading.main_thread()
     numbers = [getattr(signal, name) for name in handlers if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if free}
     before = {number: old for number, old in before.items() if old in _replaceable()}
@@ -85,6 +86,10 @@ def _handled(handlers: dict) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _started_by_torchrun() -> bool:
+    return "RANK" in os.environ
 
 
 def _replaceable() -> tuple:

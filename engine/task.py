@@ -129,7 +129,7 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, model, loader, device, forward=forward_tokens) -> dict[str, float]:
-        """Figures on the dev set, in float32."""
+        """Figures on the dev set, in float32; each worker runs the same forward passes."""
         raise NotImplementedError
 
     def trained_part(self, settings: Settings, model, loaders: dict, worker: Worker):

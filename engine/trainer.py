@@ -1,6 +1,7 @@
 """The state of a run of `fit`: its steps, and what happens between two epochs."""
 
 import contextlib
+import itertools
 import math
 import time
 
@@ -14,7 +15,7 @@ from engine.gradients import Objective
 from engine.mixed_precision import LossScaler
 from engine.optimizers import make_optimizer
 from engine.options import Progress, lr_multiplier
-from engine.parallel import all_reduce
+from engine.parallel import all_reduce, gather
 from engine.recorded_gradients import make_gradients
 from engine.resuming import load_state, save_state
 from engine.sharding import distributed, local
@@ -23,6 +24,7 @@ from engine.step_graph import RECORDERS
 
 STEPS_UNREAD = {"cpu": 1}  # steps between looks at the losses
 STEPS_UNREAD_ELSEWHERE = 32
+FORWARDS = 16  # of an evaluation, from one time to the next that workers ask each other
 BAR_SECONDS = 0.25  # between two pictures of the progress bar
 
 
@@ -71,17 +73,26 @@ class Trainer:
             leave=False,
             disable=None if self.worker.is_main else True,
         )
+        first = progress.step
         for group in bar:
+            if progress.step > first:
+                asked = self._asked_of_any()
+                if asked.save:
+                    self.save()
+                asked.check()
             self.step(group)
-            if progress.step < self.steps_per_epoch and self._save_is_due():
-                self.save()
-            self.asked.check()
+        self._asked_of_any().check()
         self.look_at_losses()
         self.seconds = time.monotonic() - started
 
-    def _save_is_due(self) -> bool:
+    def _asked_of_any(self) -> Asked:
+        """What signals and the clock ask of this worker; of several, what they ask of any."""
         minutes = (time.monotonic() - self.saved_at) / 60
-        return self.asked.save or minutes >= self.options.save_minutes
+        stop, save = self.asked.stop, self.asked.save or minutes >= self.options.save_minutes
+        if self.worker.world_size > 1:
+            asked = torch.tensor([stop or 0, save])
+            stop, save = torch.stack(gather(asked, self.worker)).amax(dim=0).tolist()
+        return Asked(stop or None, bool(save))
 
     def step(self, group: list[dict]) -> None:
         """One optimizer step, on the batches of a group."""
@@ -145,8 +156,14 @@ class Trainer:
 
     def evaluated(self) -> contextlib.ExitStack:
         """The context of an evaluation, which a signal ends before its next batch."""
+        forwards = itertools.cycle(range(FORWARDS if self.worker.world_size > 1 else 1))
+
+        def look(*_) -> None:
+            if next(forwards) == 0:
+                self._asked_of_any().check()
+
         with contextlib.ExitStack() as stack:
-            stack.callback(self.model.register_forward_pre_hook(self.asked.check).remove)
+            stack.callback(self.model.register_forward_pre_hook(look).remove)
             for extension in self.extensions:
                 stack.enter_context(extension.evaluated(self.model))
             return stack.pop_all()

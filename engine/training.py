@@ -7,7 +7,8 @@
 The gradient of a step is engine/gradients.py's, what a resume needs is engine/resuming.py's.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import nn
 
@@ -16,7 +17,7 @@ from engine.checkpoint import RunFolder
 from engine.extension import Extension
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
-from engine.parallel import Worker
+from engine.parallel import Worker, barrier
 from engine.resuming import load_best, take_over_shorter_run
 from engine.signals import Stopped, deferred
 from engine.step_graph import RECORDERS
@@ -48,7 +49,9 @@ def fit(
     each shape alone, with tensors alone, and must not look at a number.
 
     SIGTERM, SIGHUP and Ctrl-C end it after the step, or before the next batch of an evaluation:
-    it saves and raises `Stopped`. SIGUSR1 makes it save after the step and go on.
+    it saves and raises `Stopped`. SIGUSR1 makes it save after the step and go on. Of several
+    workers any one is asked, and all do the same: they must run the same forward passes in
+    `evaluate`.
     """
     extensions = list(extensions)
     if FROZEN not in folder.inputs:
@@ -61,7 +64,7 @@ def fit(
     folder.check_begun(options.resume)
     with folder.locked():
         folder.start(options.resume)
-        with folder.writing():
+        with stopped_together(run), folder.writing():
             run_epochs(run, evaluate)
         load_best(model, folder, worker)
         return run.progress
@@ -76,14 +79,24 @@ def run_epochs(run: Trainer, evaluate: Callable) -> None:
         run.log("a run with these flags was here before and is done anew; --resume would go on")
     if not run.progress.finished and hasattr(run.optimizer, "init_state"):
         run.optimizer.init_state()  # now: memory that runs out later is answered by smaller pieces
+    try:
+        while not run.progress.finished:
+            run.train_epoch()
+            with run.evaluated():
+                run.check_weights()
+                run.judge(evaluate(model))
+            run.finish_epoch()
+    except Stopped:
+        run.save()
+        raise
+
+
+@contextlib.contextmanager
+def stopped_together(run: Trainer) -> Iterator[None]:
+    """Signals are deferred, and the first worker that ends by one is not the last that writes."""
     with deferred() as run.asked:
         try:
-            while not run.progress.finished:
-                run.train_epoch()
-                with run.evaluated():
-                    run.check_weights()
-                    run.judge(evaluate(model))
-                run.finish_epoch()
+            yield
         except Stopped:
-            run.save()
+            barrier(run.worker)  # torchrun ends all when one has ended
             raise

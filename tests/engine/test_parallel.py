@@ -94,6 +94,46 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(how, place):
     ]
 
 
+PREEMPTED = f"""import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import classifier
+from engine import training
+
+step = training.Trainer.step
+
+def step_slowly(self, group):
+    step(self, group)
+    if self.progress.epoch == 1:
+        if self.progress.step == 1 and self.worker.is_main:
+            os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(1)
+
+training.Trainer.step = step_slowly
+classifier.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--shard"]])
+def test_a_cluster_that_stops_torchrun_finds_the_run_saved(how, place):
+    """torchrun hands SIGTERM on; the run ends in its second epoch, and goes on to the same bits."""
+    program, *words = [*flags_of("sst", 4), *how]
+    words[words.index("--hidden_dropout_prob") + 1] = "0.3"
+    script = ROOT / f"{program}.py"
+    assert torchrun(script, *words, "--runs_dir", "whole").returncode == 0
+    stopped = torchrun(write("preempted.py", PREEMPTED), *words, "--runs_dir", "stopped")
+    assert stopped.returncode != 0
+    assert stopped.stderr.count("stopped by SIGTERM: what was saved is whole") == 1
+    progress = load_tree(run_path("stopped", "*/last.safetensors"))["progress"]
+    assert progress["epoch"] == 1 and progress["step"] > 0
+    assert torchrun(script, *words, "--runs_dir", "stopped", "--resume").returncode == 0
+    whole, resumed = (
+        load_tree(run_path(folder, "*/last.safetensors"))["model"]
+        for folder in ("whole", "stopped")
+    )
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 OVERFLOWING = f"""import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import classifier
