@@ -32,13 +32,14 @@ class Site:
     """All that pages are made from.
 
     rankings: split -> ranking.best; ranked: split -> task -> how many teams are ranked by it;
-    gold: the true dev sonnets.
+    best: (split, team, task) -> the row of a ranking; gold: the true dev sonnets.
     """
 
     title: str
     frame: pd.DataFrame
     rankings: dict[str, pd.DataFrame]
     ranked: dict[str, dict[str, int]]
+    best: dict[tuple[str, int, str], tuple]
     names: dict[int, str]
     gold: list[Record]
     texts: dict[int, dict[str, str]]  # team -> its best sonnets
@@ -58,7 +59,9 @@ class Site:
             split: ranking.groupby("task", sort=False).size().to_dict()
             for split, ranking in rankings.items()
         }
-        return cls(title, frame, rankings, ranked, names, gold, texts)
+        rows = (row for ranking in rankings.values() for row in ranking.itertuples())
+        top = {(row.split, row.team, row.task): row for row in rows}
+        return cls(title, frame, rankings, ranked, top, names, gold, texts)
 
     @property
     def files(self) -> dict[str, str]:
@@ -121,7 +124,6 @@ def board(site: Site, split: str) -> dict:
     """The table of a split: a row a team, in the order of the overall ranking."""
     ranking = site.rankings[split]
     shown = list(site.ranked[split])
-    cells = {(row.team, row.task): row for row in ranking.itertuples()}
     of_split = site.frame[(site.frame["split"] == split) & (site.frame["task"] == OVERALL)]
     entries = of_split.groupby("team").size().to_dict()
     teams = ranking.loc[ranking["task"] == OVERALL, "team"]
@@ -134,7 +136,7 @@ def board(site: Site, split: str) -> dict:
             {
                 "team": team,
                 "name": site.names[team],
-                "cells": [cells.get((team, task)) for task in shown],
+                "cells": [site.best.get((split, team, task)) for task in shown],
                 "entries": entries[team],
             }
             for team in teams
@@ -167,20 +169,23 @@ def team_page(site: Site, team: int, rows: pd.DataFrame, true: dict, marked: boo
     """The history of a team, and its best sonnets beside the true ones."""
     overall = rows[(rows["task"] == OVERALL) & rows["value"].notna()]
     dev, test = (overall[overall["split"] == split] for split in SPLITS)
-    histories = {}
-    for split, ranking in site.rankings.items():
-        mine = ranking[ranking["team"] == team]
-        of_split = rows[rows["split"] == split]
-        histories[split] = {
-            "ranked": site.ranked[split],
-            "best": {row.task: row for row in mine.itertuples()},
-            "figures": {(row.submission, row.task): row for row in of_split.itertuples()},
+    histories = {
+        split: {
+            "ranked": ranked,
+            "best": {
+                task: site.best[split, team, task]
+                for task in ranked
+                if (split, team, task) in site.best
+            },
         }
+        for split, ranked in site.ranked.items()
+    }
     texts = site.texts.get(team, {})
     return {
         "up": "../",
         "name": site.names[team],
         "histories": histories,
+        "figures": {(row.split, row.submission, row.task): row for row in rows.itertuples()},
         "submissions": list(rows.drop_duplicates("submission")[::-1].itertuples()),
         "chart": chart(dev, frontier(rows, "dev"), test) if len(dev) else None,
         "poems": [(n, poem, mark(texts[n], marked)) for n, poem in true.items() if n in texts],
