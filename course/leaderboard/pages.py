@@ -6,6 +6,7 @@ escapes them, and the pages allow no script but their own (its hash is in the co
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -141,14 +142,18 @@ def board(site: Site, split: str) -> dict:
             }
             for team in teams
         ],
-        "extent": {
-            task: (rows["low"].min(), rows["high"].max()) for task, rows in ranking.groupby("task")
-        },
+        "extent": {task: extent(rows) for task, rows in ranking.groupby("task")},
         "submissions": len(scored),
         "unscored": len(of_split) - len(scored),
         "last": of_split["time"].max() if len(of_split) else None,
         "chart": chart(scored, frontier(site.frame, split)),
     }
+
+
+def extent(rows: pd.DataFrame) -> Callable[[float], int]:
+    """From a figure to its place between all intervals' ends, in percent."""
+    low, high = rows["low"].min(), rows["high"].max()
+    return lambda value: round(100 * (value - low) / max(high - low, 1.0))
 
 
 def sonnets(site: Site, marked: bool) -> dict:

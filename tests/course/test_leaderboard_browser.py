@@ -16,6 +16,12 @@ pytestmark = [
 PHONE, LAPTOP = {"width": 375, "height": 812}, {"width": 1280, "height": 800}
 NAMES = ["Zebra", "ant 10", "ant 9", "Ärger", *HOSTILE]
 SHOWN = "[...document.querySelectorAll('#board tbody tr')].filter((row) => row.checkVisibility())"
+SORT_TIMES = """[...document.querySelectorAll(".chips button")].map((button) => {
+  const start = performance.now();
+  button.click();
+  document.body.offsetHeight;  // the layout is part of it
+  return performance.now() - start;
+})"""
 CONTRASTS = """() => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgb = (color) => {
@@ -164,8 +170,5 @@ def test_500_submissions_are_scored_and_sorted_in_an_eyes_blink(tmp_path, visit)
     program.main([*map(str, [tmp_path / "zips", "--gold", gold, "--out", tmp_path / "site"])])
     assert (tmp_path / "site" / "index.html").stat().st_size < 600_000
     page = visit(tmp_path / "site" / "index.html", PHONE)
-    for name in ("Sonnets", "Paraphrase", "Overall"):
-        page.locator(".chips button", has_text=name).click()
-        page.evaluate("document.body.offsetHeight")
-    times = page.evaluate("performance.getEntriesByName('sort').map((entry) => entry.duration)")
-    assert len(times) == 3 and min(times) < 200
+    times = page.evaluate(SORT_TIMES)
+    assert len(times) == 7 and min(times) < 200

@@ -34,13 +34,11 @@ if (table) {
     const other = kind === "team" ? "descending" : "ascending";
     const order = now === first && button.closest("th") ? other : first;
     const sign = order === "ascending" ? 1 : -1;
-    const start = performance.now();
     const sorted = [...rows].sort((a, b) => sign * kinds[kind](a, b, column));
     body.append(...sorted.map((entry) => entry.row));
     for (const th of headers) if (th.hasAttribute("aria-sort")) th.setAttribute("aria-sort", "none");
     header.setAttribute("aria-sort", order);
     if (kind === "column") show(column);
-    performance.measure("sort", { start });
   }
 
   function show(column) {
