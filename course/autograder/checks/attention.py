@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from course.autograder.checks.dropout import problem_of
 from course.autograder.checks.hypotheses import Check, Fault, differ, explain
 
 CONFIG = {
@@ -17,7 +18,7 @@ HALF = CONFIG | {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5
 D, H, T = 24, 3, 6
 K = D // H
 ROOT_K = math.sqrt(K)
-HIDDEN = [0, 3]  # positions that the padding mask hides in the last two rows
+HIDDEN = [0, 3]  # positions that the padding mask hides in rows 2 and 3
 NEVER = torch.finfo(torch.float32).min
 TIMES_MASK = "the padding mask is multiplied with the scores, expected added to them"
 
@@ -82,49 +83,63 @@ def faults(rows: int) -> list[Fault]:
     ]
 
 
-def heads(draw, rows: int = 4) -> dict[str, torch.Tensor]:
-    """Row 1 is row 0 with another last position; row 3 is row 2 with others where it is hidden."""
-    parts = {name: draw.normal(rows, H, T, K) for name in ("key", "query", "value")}
+ROWS = 5
+
+
+def heads(draw) -> dict[str, torch.Tensor]:
+    """Rows in pairs that differ in what one property is about.
+
+    Row 1 is row 0 with another last position, row 4 with another first one; row 3 is row 2 with
+    others where the padding mask hides them.
+    """
+    parts = {name: draw.normal(ROWS, H, T, K) for name in ("key", "query", "value")}
     for name, part in parts.items():
-        changed = draw.normal(2, H, T, K)
-        parts[name] = part.clone()
-        parts[name][1], parts[name][3] = part[0], part[2]
-        parts[name][1, :, -1] = changed[0, :, -1]
+        changed = part.clone()
+        part[1], part[3], part[4] = part[0], part[2], part[0]
         if name != "query":
-            parts[name][3, :, HIDDEN] = changed[1][:, HIDDEN]
-    mask = torch.zeros(rows, 1, 1, T)
-    mask[2:, ..., HIDDEN] = -10_000.0
+            part[1, :, -1], part[4, :, 0] = changed[1, :, -1], changed[4, :, 0]
+            part[3, :, HIDDEN] = changed[3, :, HIDDEN]
+    mask = torch.zeros(ROWS, 1, 1, T)
+    mask[2:4, ..., HIDDEN] = -10_000.0
     return parts | {"mask": mask}
 
 
 def measure_attention(ask, draw) -> dict[str, str]:
-    parts = heads(draw)
+    parts, shape = heads(draw), (ROWS, T, D)
     found = ask("attention.attention", parts, config=CONFIG, training=False)["attended"]
-    keep = torch.ones(4, T, dtype=torch.bool)
-    keep[2:, HIDDEN] = False  # what a padding position gets means nothing
+    keep = torch.ones(ROWS, T, dtype=torch.bool)
+    keep[2:4, HIDDEN] = False  # what a padding position gets means nothing
 
     def shown(tensor):
-        return tensor.masked_fill(~keep[..., None], 0.0) if tensor.shape == (4, T, D) else tensor
+        return tensor.masked_fill(~keep[..., None], 0.0) if tensor.shape == shape else tensor
 
-    explained = explain(shown(found), lambda **wrong: shown(reference(**parts, **wrong)), faults(4))
+    known = faults(ROWS)
+    explained = explain(shown(found), lambda **wrong: shown(reference(**parts, **wrong)), known)
     problems = explained.problems(ATTENTION)
-    if found.shape != (4, T, D) or not found.isfinite().all():
+    if found.shape != shape or not found.isfinite().all():
         return problems
+    return with_places(problems, found, keep, explained.faults is None)
+
+
+def with_places(problems: dict, found, keep, unexplained: bool) -> dict[str, str]:
+    """The problems, with the places that see what they must not.
+
+    Of a tensor that nothing explains, the two masks are judged by these alone, if its last position
+    sees the first one, as any attention does.
+    """
     shows = {
         "causal": ("rows of the attention matrix attend to the future", T - 1, (0, 1)),
         "padding": ("the attention sees padding", HIDDEN[0], (2, 3)),
     }
-    attends = differ(found[0, -1], found[1, -1]) and all(
-        differ(found[0, i], found[2, i]) for i in range(T) if keep[2, i]
-    )
+    attends = differ(found[0, -1], found[4, -1])
     for line, (words, seen, (row, other)) in shows.items():
         places = [i for i in range(T) if keep[row, i] and i != seen]
         sees = [i for i in places if differ(found[row, i], found[other, i])]
         place = f": position {sees[0]} sees position {seen}" if sees else ""
-        if explained.faults is None and place:
+        if unexplained and attends and not place:
+            del problems[line]
+        elif unexplained and place:
             problems[line] = words + place
-        elif explained.faults is None and attends:
-            del problems[line]  # whatever is wrong, this is not
         elif line in problems:
             problems[line] += place
     return problems
@@ -204,25 +219,6 @@ def measure_dropout(ask, draw) -> dict[str, str]:
     if differ(*evaluated):
         return {"dropout": "attention weights are dropped in evaluation, expected in training only"}
     return problem_of((found / plain)[:, 0], "attention weights")
-
-
-def problem_of(ratios: torch.Tensor, what: str) -> dict[str, str]:
-    """What is wrong with dropout at p = 0.5; ratios (n, k): each row is dropped or kept whole."""
-    if not ratios.isfinite().all():
-        return {"dropout": "found numbers that are not finite in training"}
-    is_zero, is_one, is_two = ((ratios - value).abs() < 1e-3 for value in (0, 1, 2))
-    if is_one.all():
-        return {"dropout": f"no {what} are dropped in training: self.dropout is not applied"}
-    if not (is_zero | is_two).all():
-        if (is_zero | is_one).all():
-            return {"dropout": f"the {what} that are kept are not divided by 1 − p: use nn.Dropout"}
-        return {"dropout": f"found numbers that no dropout of {what} gives"}
-    if not (is_zero.all(1) | is_two.all(1)).all():
-        return {"dropout": f"single numbers of the output are dropped, expected {what}"}
-    share = float(is_zero[:, 0].float().mean())
-    if not 0.25 < share < 0.75:
-        return {"dropout": f"{share:.0%} of the {what} are dropped, expected half: p is 0.5 here"}
-    return {}
 
 
 ATTENTION = {

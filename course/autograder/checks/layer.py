@@ -3,7 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from course.autograder.checks.attention import CONFIG, HALF, problem_of
+from course.autograder.checks.attention import CONFIG, HALF
+from course.autograder.checks.dropout import problem_of
 from course.autograder.checks.hypotheses import Check, Fault, differ, explain
 
 B, T, D, INNER = 3, 6, CONFIG["hidden_size"], CONFIG["intermediate_size"]

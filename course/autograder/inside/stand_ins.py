@@ -108,6 +108,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
+def uncompiled(function=None, *arguments, **options):
+    """A decorator, with options or without, that leaves a function as it is."""
+    return uncompiled if function is None else function
+
+
 def install() -> None:
     """Put the stand-ins before all other modules, and one for torch's compiler.
 
@@ -115,8 +120,7 @@ def install() -> None:
     """
     sys.meta_path.insert(0, Finder())
     dynamo = types.ModuleType("torch._dynamo")
-    dynamo.disable = lambda function, *arguments, **options: function
     dynamo.graph_break = lambda message="": None
     dynamo.is_compiling = lambda: False
+    dynamo.disable = torch.compile = uncompiled
     torch._dynamo = sys.modules["torch._dynamo"] = dynamo
-    torch.compile = lambda model=None, **options: model or (lambda function: function)
