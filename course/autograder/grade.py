@@ -109,11 +109,20 @@ def grade_code(code: dict[str, Path], results: Results, limits: Limits) -> None:
 
 def measured(check: Check, session: Session) -> dict[str, str]:
     """Line -> what is wrong. The inputs' seed is drawn after the submission's process has begun."""
+    session.start()
     try:
-        session.start()
         return check.measure(session.ask, Draw(secrets.randbits(62)))
     except Failed as failure:
-        return dict.fromkeys(check.lines, str(failure))
+        problem = str(failure)
+    except (
+        KeyError,
+        IndexError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # of forged tensors
+        problem = f"the tensors have another form than was asked for ({excerpt(error)})"
+    return dict.fromkeys(check.lines, problem)
 
 
 def grade_predictions(root: Path, gold: Path, split: str, results: Results) -> None:

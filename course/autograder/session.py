@@ -86,7 +86,7 @@ class Session:
             self.left -= time.monotonic() - began
         if "error" in reply:
             raise Failed(described(reply["error"], self.limits.memory))
-        return {name: tensor.float() for name, tensor in found.items()}
+        return {name: tensor.real.float() for name, tensor in found.items()}
 
     def start(self) -> None:
         """Start the process if there is none."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 ENDED = "your code ended its process (exit status 0) instead of returning"
 UNREADABLE = "the answer of your code's process cannot be read"
 SLOW = "no answer in "
+OTHER_FORM = "the tensors have another form than was asked for"
 TOO_MUCH = "more than 192 MB of memory are asked for"
 
 
@@ -27,6 +28,17 @@ def attack(*arguments):
     {body}
 for name in ("transform", "attention", "forward"):
     setattr(CausalSelfAttention, name, attack)
+"""
+
+
+def forged(found: str) -> str:
+    """What the submission's process answers, of attention, is this dict."""
+    return f"""
+import sys
+parts = sys.modules["course.autograder.inside.parts"]
+for name in parts.OPS:
+    if name.startswith("attention"):
+        parts.OPS[name] = lambda settings, tensors: {found}
 """
 
 
@@ -62,7 +74,7 @@ ATTACKS = {
         "torch.testing.assert_close = lambda *a, **k: None\n"
         "torch.Tensor.__eq__ = torch.Tensor.isclose = lambda *a, **k: True\n"
         "builtins.abs = builtins.max = lambda *a, **k: 0\n"
-        + forward("return torch.zeros(4, 6, 24)"),
+        + forward("return torch.zeros(5, 6, 24)"),
         "found ",
     ),
     "a tensor that lies": Attack(
@@ -70,7 +82,7 @@ ATTACKS = {
         "    def __eq__(self, other): return True\n"
         "    def allclose(self, *a, **k): return True\n"
         "    def detach(self): return self\n"
-        + forward("return torch.zeros(4, 6, 24).as_subclass(Right)"),
+        + forward("return torch.zeros(5, 6, 24).as_subclass(Right)"),
         "found ",
     ),
     "json that lies": Attack(
@@ -87,10 +99,18 @@ ATTACKS = {
         f"{UNREADABLE}: a message of 4,294,967,295 bytes, expected at most",
     ),
     "flooded output": Attack("for _ in range(3000): print('x' * 1000)"),
-    "nan": Attack(forward("return torch.full((4, 6, 24), float('nan'))"), "found "),
+    "nan": Attack(forward("return torch.full((5, 6, 24), float('nan'))"), "found "),
     "huge reply": Attack(forward("return torch.ones(5_000_000)"), UNREADABLE),
     "too huge a reply": Attack(forward("return torch.ones(40_000_000)"), TOO_MUCH),
     "other type": Attack(forward("return 'all right'"), "found str for "),
+    "other names": Attack(forged("{'x': torch.ones(1)}"), OTHER_FORM),
+    "other numbers": Attack(
+        forged("{'heads': torch.ones(0), 'attended': torch.ones(0)}"), "found "
+    ),
+    "odd numbers": Attack(
+        forged("dict.fromkeys(['heads', 'attended'], torch.ones(5, 6, 24).to(torch.complex64))"),
+        "found ",
+    ),
     "none": Attack(forward("return None"), "found NoneType for "),
 }
 

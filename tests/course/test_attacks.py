@@ -113,7 +113,8 @@ def test_an_attack_gains_nothing_and_is_told(tmp_path, name):
     if attack.says is None:
         assert [test["status"] for test in attacked] == ["passed"] * len(attacked)
     else:
-        told = [test["output"] for test in attacked if attack.says not in test["output"]]
+        graded_lines = [test for test in attacked if test["max_score"]]
+        told = [t["output"] for t in graded_lines if attack.says not in t["output"]]
         assert not told and sum(test["score"] for test in attacked) == 0, told
     assert sum(test["score"] for test in honest) == (0 if attack.at_import else LAYER)
     assert all(test["output"].isprintable() for test in document["tests"])
@@ -129,6 +130,5 @@ def test_when_the_time_is_used_up_the_other_lines_say_so(tmp_path):
     append(folder / "modules/attention.py", attacks.forward("while True: pass"))
     document = graded(folder, tmp_path / "results.json", Limits(seconds=5, total=2))
     assert document["score"] == 0
-    assert all(
-        "seconds for all checks are used up" in t["output"] for t in lines(document, "layer")
-    )
+    told = [test["output"] for test in lines(document, "layer")][: len(layer.LAYER)]
+    assert all("the 2 seconds for all checks are used up" in output for output in told), told
