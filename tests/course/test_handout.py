@@ -100,7 +100,8 @@ def test_no_helper_and_no_fast_form_is_defined_in_the_starter(full):
         for node in ast.walk(ast.parse(text(path))):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
                 defined.setdefault(node.name, path.relative_to(full).as_posix())
-    assert {n: defined[n] for n in hidden & defined.keys()} == {"accelerate": "engine/forms.py"}
+    stand_ins = "engine/forms.py"  # the lesson's own, under the names of the fast forms
+    assert {defined[name] for name in hidden & defined.keys()} == {stand_ins}
 
 
 @pytest.mark.parametrize(
