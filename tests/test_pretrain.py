@@ -28,6 +28,7 @@ from course_files import (
     write_course,
 )
 from recorder import CallAgain
+from technique_cases import NAMES, those_whose
 from tiny_run import run_path, same_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -181,7 +182,10 @@ def test_an_extension_s_optimizer_takes_the_place_of_adamw(place, monkeypatch):
     assert len(log()) == 3
 
 
-@pytest.mark.parametrize("technique", ["rdrop", "smart"])
+COMPARING = those_whose(lambda extension: type(extension).penalty is not Extension.penalty)
+
+
+@pytest.mark.parametrize("technique", COMPARING)
 def test_a_technique_that_compares_logits_is_refused(technique, place, monkeypatch, refused):
     with refused(f"--extension {technique}: it compares logits, which pre-training does not keep"):
         run(monkeypatch, *SHORT, "--extension", technique)
@@ -290,7 +294,10 @@ def figures(folder: str) -> list[dict]:
     return [record | {"seconds": 0, "tokens_per_second": 0} for record in log(folder)]
 
 
-@pytest.mark.parametrize("extra", [[], ["--accumulate", "2"], ["--extension", "muon"]])
+MUON = [["--extension", name] for name in NAMES if name == "muon"]
+
+
+@pytest.mark.parametrize("extra", [[], ["--accumulate", "2"], *MUON])
 def test_all_steps_but_the_first_replay_one_recording_bit_for_bit_and_so_after_a_resume(
     extra, place, monkeypatch
 ):

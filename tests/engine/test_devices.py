@@ -26,7 +26,6 @@ from engine.parallel import Worker, start_worker
 from engine.recorded_gradients import make_gradients
 from engine.sampling import draw_from_nucleus
 from engine.step_graph import RECORDERS
-from programs.quantize.linear import integer_matmul
 
 MPS, XPU, CUDA, CPU = (torch.device(kind) for kind in ("mps", "xpu", "cuda", "cpu"))
 
@@ -141,18 +140,6 @@ def test_sampling_needs_no_float64_and_never_draws_what_has_no_chance(without_fl
     )
     cut = draw_from_nucleus(probabilities, 0.7, torch.Generator().manual_seed(0))
     assert set(cut.tolist()) == {1, 3}
-
-
-def test_products_of_integers_go_to_the_cpu_where_the_device_has_no_float64(monkeypatch):
-    x, weight = (torch.randint(-127, 128, (5, 300), dtype=torch.int8) for _ in range(2))
-    moved = []
-    monkeypatch.setattr("programs.quantize.linear.widest_float", lambda device: torch.float32)
-    monkeypatch.delattr(torch, "_int_mm")
-    monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, *a, to=torch.Tensor.to: (moved.append(a), to(self, *a))[1]
-    )
-    found = integer_matmul(x, weight)
-    assert ("cpu",) in moved and torch.equal(found, x.int() @ weight.int().T)
 
 
 # -- memory and random state -------------------------------------------------------------------

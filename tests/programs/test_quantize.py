@@ -481,3 +481,15 @@ def test_a_damaged_file_is_one_line(place, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, "--quantized", "q.safetensors")
     assert "no whole checkpoint of this project" in capsys.readouterr().err
+
+
+def test_products_of_integers_go_to_the_cpu_where_the_device_has_no_float64(monkeypatch):
+    x, weight = (torch.randint(-127, 128, (5, 300), dtype=torch.int8) for _ in range(2))
+    moved = []
+    monkeypatch.setattr("programs.quantize.linear.widest_float", lambda device: torch.float32)
+    monkeypatch.delattr(torch, "_int_mm")
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *a, to=torch.Tensor.to: (moved.append(a), to(self, *a))[1]
+    )
+    found = integer_matmul(x, weight)
+    assert ("cpu",) in moved and torch.equal(found, x.int() @ weight.int().T)
