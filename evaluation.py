@@ -11,8 +11,8 @@ from engine.errors import Parser, command
 
 import torch
 
-from engine.batches import count_targets, forward_tokens, to_device
-from engine.predicting import accuracy_and_f1, predict
+from engine.batches import count_targets, forward_tokens
+from engine.predicting import accuracy_and_f1, outputs, predict
 from engine.records import Record, data_path, read_sonnets
 from engine.sonnets import continuation, null_baseline, opening_lines, partners, verses
 
@@ -36,15 +36,12 @@ def model_test_paraphrase(dataloader, model, device):
     return predictions.predicted, predictions.sent_ids
 
 
-@torch.no_grad()
 def cross_entropy(model, loader, loss_fn, device, forward=forward_tokens) -> float:
     """Mean loss a target over a loader, in nats; its exponential is the perplexity."""
-    model.eval()
     losses, targets = [], 0
-    for batch in loader:
+    for batch, loss in outputs(model, loader, device, lambda b: loss_fn(forward(model, b), b)):
         targets += count_targets(batch)
-        batch = to_device(batch, device)
-        losses.append(loss_fn(forward(model, batch), batch))
+        losses.append(loss)
     return sum(torch.stack(losses).tolist()) / targets
 
 

@@ -10,6 +10,7 @@ from engine.errors import InputError
 from engine.extension import load_extensions, technique_of
 from engine.options import FitOptions
 from engine.parallel import Worker, world_size_of_torchrun
+from engine.predicting import MOST_ROWS
 from engine.settings import Settings
 
 WHOLE_WEIGHTS = {  # flags that do not go with --shard, and why
@@ -17,7 +18,6 @@ WHOLE_WEIGHTS = {  # flags that do not go with --shard, and why
     "compile": "no compiled shards",
     "fp16": "each process would see overflows of its own",
 }
-EVAL_BATCH_SIZE = 64  # dev or test rows that a GPU reads at once
 
 
 def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = None) -> None:
@@ -256,14 +256,15 @@ def split_loader(
     split: str,
     worker: Worker,
     batch_size: int,
-    eval_batch_size: int = EVAL_BATCH_SIZE,
+    eval_batch_size: int = MOST_ROWS,
 ):
     """The loader of a task's train, dev or test rows: only train is shuffled, and shared out.
 
-    eval_batch_size: dev or test rows that a GPU reads at once, if batch_size are not more.
+    eval_batch_size: dev or test rows that a GPU reads at once, if batch_size are not more; with
+    --shard, whose batches are not cut where memory runs out, it reads batch_size.
     """
     if split != "train":
-        if worker.device.type != "cpu":
+        if worker.device.type != "cpu" and not args.shard:
             batch_size = max(batch_size, eval_batch_size)
         return make_loader(dataset, batch_size, seed=args.seed)
     return make_loader(

@@ -3,13 +3,16 @@
 Without extensions a frozen GPT-2 gives the same last-token features in every epoch.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from engine.batches import BatchLoader, make_loader
+from engine.predicting import outputs, rows_at_once
 
-ROWS = 32  # read at once
+ROWS = 32  # that a CPU reads at once
 
 
 class FrozenFeatures(Dataset):
@@ -20,13 +23,12 @@ class FrozenFeatures(Dataset):
         self.sent_ids, self.labels = tokens.sent_ids, tokens.labels
         self.fingerprint = tokens.fingerprint
         self.lengths = [1] * len(tokens)
+        features, rows = [], []
+        for batch, last_token in outputs(model, loader, device, partial(last_tokens, model)):
+            features.append(last_token)
+            rows += batch["indices"]
         self.features = torch.empty(len(tokens), model.gpt.config.hidden_size)
-        model.eval()
-        with torch.no_grad():
-            for batch in loader:
-                token_ids, mask = batch["token_ids"].to(device), batch["attention_mask"].to(device)
-                last_token = model.gpt(token_ids, mask)["last_token"]
-                self.features[batch["indices"]] = last_token.float().cpu()
+        self.features[rows] = torch.cat(features).cpu()
 
     def __len__(self):
         return len(self.sent_ids)
@@ -41,6 +43,11 @@ class FrozenFeatures(Dataset):
             "sent_ids": [self.sent_ids[i] for i in indices],
             "indices": indices,
         }
+
+
+def last_tokens(model, batch: dict) -> torch.Tensor:
+    """The last token's hidden states (b, d), in float32."""
+    return model.gpt(batch["token_ids"], batch["attention_mask"])["last_token"].float()
 
 
 class Head(nn.Module):
@@ -63,5 +70,6 @@ def forward_features(model, batch: dict):
 
 def feature_loader(model, loader, device):
     """The same batches as the loader's, of features in place of tokens."""
-    features = FrozenFeatures(model, make_loader(loader.dataset, ROWS), device)
+    rows = make_loader(loader.dataset, rows_at_once(device, ROWS))
+    features = FrozenFeatures(model, rows, device)
     return BatchLoader(features, loader.batch_sampler, collate=features.collate)

@@ -1,11 +1,16 @@
 """Which classes a model predicts for a loader's rows, and how many of them are right."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
-from engine.batches import forward_tokens, to_device
+from engine.batches import forward_tokens, split_batch, to_device
+from engine.devices import free_cache, is_out_of_memory
+from engine.sharding import parts_of
+
+MOST_ROWS = 256  # that a GPU reads at once without a gradient, memory permitting
 
 
 @dataclass(frozen=True)
@@ -17,13 +22,45 @@ class Predictions:
     labels: list[int]
 
 
+def rows_at_once(device, on_cpu: int) -> int:
+    """How many rows to read in evaluation, if a CPU reads so many."""
+    return on_cpu if torch.device(device).type == "cpu" else max(on_cpu, MOST_ROWS)
+
+
 @torch.no_grad()
+def outputs(
+    model, batches: Iterable[dict], device, work: Callable[[dict], torch.Tensor]
+) -> Iterator[tuple[dict, torch.Tensor]]:
+    """Each batch with work(batch) on the device, dropout off; nobody waits for the device here.
+
+    From when its memory runs out, a batch comes in pieces of half as many rows; not with sharded
+    weights, for which all workers make the same calls.
+    """
+    model.eval()
+    most, may_cut = None, not parts_of(model)
+    for batch in batches:
+        pieces = [batch] if most is None else split_batch(batch, most)
+        while pieces:
+            try:
+                result = work(to_device(pieces[0], device))
+            except RuntimeError as error:
+                rows = len(pieces[0]["sent_ids"])
+                if not is_out_of_memory(error) or rows <= 1 or not may_cut:
+                    raise
+                most = -(-rows // 2)
+            else:
+                yield pieces.pop(0), result
+                continue
+            free_cache(torch.device(device))  # here the error and what it held are gone
+            pieces = [small for piece in pieces for small in split_batch(piece, most)]
+
+
 def predict(model, loader, device, forward=forward_tokens) -> Predictions:
     """The likeliest class of every row of the loader; only at the end is a GPU waited for."""
-    model.eval()
     classes, indices, sent_ids, labels = [], [], [], []
-    for batch in tqdm(loader, desc="eval", leave=False, disable=None):
-        classes.append(forward(model, to_device(batch, device)).argmax(dim=-1))
+    batches = tqdm(loader, desc="eval", leave=False, disable=None)
+    for batch, best in outputs(model, batches, device, lambda b: forward(model, b).argmax(dim=-1)):
+        classes.append(best)
         rows = len(batch["sent_ids"])
         indices += batch.get("indices", range(len(indices), len(indices) + rows))
         sent_ids += batch["sent_ids"]

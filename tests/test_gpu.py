@@ -9,7 +9,7 @@ import pytest
 import torch
 from course_files import call_main, predicted, work_in, write_course, write_model
 from technique_cases import those_whose
-from tiny_run import run_path, same_bits, tiny_classifier
+from tiny_run import TINY, run_path, same_bits, tiny_classifier
 from tiny_run import trainer as new_trainer
 from torch.nn import functional as F
 
@@ -22,8 +22,10 @@ from engine.fast.chunked_loss import linear_cross_entropy
 from engine.fast.gpt2 import accelerate
 from engine.generation import generate
 from engine.parallel import Worker
+from engine.predicting import predict
 from engine.step_graph import RECORDERS
 from engine.trainer import Trainer
+from evaluation import cross_entropy
 from models.gpt2 import GPT2Model
 
 pytestmark = [
@@ -326,6 +328,40 @@ def test_memory_that_runs_out_is_answered_by_smaller_pieces(place, monkeypatch, 
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "same batch size" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_runs_out_of_memory_goes_on_in_pieces():
+    """Activations of 256 rows of 512 tokens take far more than the weights."""
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    shape |= {"max_position_embeddings": 512, "num_hidden_layers": 2}
+    settings = SimpleNamespace(pretrained=False, gpt_config=vars(TINY) | shape)
+    settings.num_labels, settings.hidden_dropout_prob = 5, 0.0
+    settings.fine_tune_mode = "full-model"
+    torch.manual_seed(0)
+    model = classifier.GPT2SentimentClassifier(settings).cuda()
+    texts = [[1 + (i + j) % 39 for j in range(512)] for i in range(256)]
+    rows = TokenDataset(texts, [f"row{i}" for i in range(256)], [i % 5 for i in range(256)])
+    loader, device = make_loader(rows, 256), torch.device("cuda")
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    loss_fn = classifier.TASKS["sst"].loss_fn
+    expected = cross_entropy(model, loader, loss_fn, device)
+    peak = torch.cuda.max_memory_allocated()
+    gc.collect()
+    torch.cuda.empty_cache()
+    read = []
+    model.register_forward_hook(lambda module, inputs, _: read.append(len(inputs[0])))
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.75 * peak / total)
+    try:
+        found = cross_entropy(model, loader, loss_fn, device)
+        predictions = predict(model, loader, device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert max(read) < 256 and sum(read) == 2 * 256
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert predictions.sent_ids == rows.sent_ids
 
 
 @pytest.mark.parametrize("sampled", [{"temperature": 0}, {"temperature": 1.2, "top_p": 0.9}])

@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from engine.errors import InputError, Parser, command
@@ -30,11 +31,12 @@ from engine.hub import load_tokenizer
 import torch
 from tqdm import tqdm
 
-from engine.batches import TokenDataset, forward_tokens, make_loader, to_device
+from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import load_tree, save_tree
 from engine.classification import ClassificationTask
 from engine.flags import check_range
 from engine.parallel import joined_worker
+from engine.predicting import outputs, rows_at_once
 from engine.prediction_files import (
     CLASSES,
     check_ids,
@@ -56,16 +58,16 @@ def swapped_questions(rows: list[PairRecord]) -> list[PairRecord]:
     return [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
 
 
-@torch.no_grad()
 def log_probabilities(model, dataset: TokenDataset, args, device) -> torch.Tensor:
     """(n, c) in float64, in the file's order."""
-    model.eval()
-    rows: dict[int, torch.Tensor] = {}
-    loader = make_loader(dataset, args.batch_size)
-    for batch in tqdm(loader, desc="predict", leave=False, disable=None):
-        logits = forward_tokens(model, to_device(batch, device))
-        rows |= zip(batch["indices"], logits.cpu().double().log_softmax(dim=-1), strict=True)
-    return torch.stack([rows[i] for i in range(len(dataset))])
+    loader = make_loader(dataset, rows_at_once(device, args.batch_size))
+    batches = tqdm(loader, desc="predict", leave=False, disable=None)
+    found, rows = [], []
+    for batch, logits in outputs(model, batches, device, partial(forward_tokens, model)):
+        found.append(logits)
+        rows += batch["indices"]
+    ordered = torch.cat(found).cpu()[torch.tensor(rows).argsort()]
+    return ordered.double().log_softmax(dim=-1)
 
 
 def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[str, dict]:

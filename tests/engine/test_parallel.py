@@ -232,12 +232,16 @@ def test_cfimdb_s_batch_of_8_is_shared_out():
     assert sizes == {1: {8}, 2: {4}, 3: {3}, 4: {2}, 8: {1}, 16: {1}}
 
 
-@pytest.mark.parametrize("device, sizes", [("cpu", {8}), ("cuda", {64})])
-def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, sizes):
+@pytest.mark.parametrize(
+    "device, shard, sizes",
+    [("cpu", False, {8}), ("cuda", False, {256}), ("mps", False, {256}), ("cuda", True, {8})],
+)
+def test_a_gpu_judges_more_rows_at_once_than_it_learns_from(device, shard, sizes):
     """They fit, without gradients, and few launches are quicker than many."""
     import classifier
 
     args = classifier.TASKS["sst"].get_args(["--data_dir", str(ROOT / "data" / "sample")])
+    args = args.replace(shard=shard)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(classifier, "tokenize", lambda t, texts, *_, **__: [[1]] * len(texts))
         loaders = classifier.TASKS["sst"].build_loaders(args, None, 9, Worker(torch.device(device)))

@@ -15,6 +15,7 @@ import classifier
 import paraphrase_detection
 import pretrain
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
+from engine.frozen_features import FrozenFeatures
 from engine.parallel import Worker
 from engine.predicting import predict
 from engine.trainer import Trainer
@@ -76,14 +77,17 @@ def test_a_step_that_looks_is_found(tmp_path, monkeypatch):
         run_of(SST, tmp_path).train_epoch()
 
 
-@pytest.mark.parametrize("figure", ["classes", "loss"])
+@pytest.mark.parametrize("figure", ["classes", "loss", "features"])
 def test_an_evaluation_looks_once_after_all_batches(figure, monkeypatch):
     model, loader = model_of(SST).to("meta"), loader_of(SST)
     batches = []
-    model.register_forward_hook(lambda *_: batches.append(1))
-    with pytest.raises(RuntimeError, match="meta"):
+    read = model.gpt if figure == "features" else model
+    read.register_forward_hook(lambda *_: batches.append(1))
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         if figure == "classes":
             predict(model, loader, META.device)
+        elif figure == "features":
+            FrozenFeatures(model, loader, META.device)
         else:
             cross_entropy(model, loader, SST.loss_fn, META.device)
     assert len(batches) == len(loader)
