@@ -12,6 +12,7 @@ operations, that ∂loss/∂W adds up in float32 under autocast, and that right 
 import contextlib
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.nn import functional as F
 
 from engine.batches import IGNORED_LABEL, TokenScores
@@ -26,7 +27,7 @@ def score_next_tokens(gpt, hidden_states, labels) -> TokenScores:
     return linear_cross_entropy(hidden_states, gpt.word_embedding.weight, labels)
 
 
-@torch.compiler.disable  # a compiler would unroll the loop over chunks
+@_disable_dynamo  # a compiler would unroll the loop; torch.compiler.disable loads it at once
 def linear_cross_entropy(hidden, weight, labels, positions: int | None = None) -> TokenScores:
     """Cross-entropy of the logits hidden (…, d) · weight (v, d)ᵀ against labels (…).
 
