@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 
 import attacks
 import pytest
@@ -50,8 +51,8 @@ def test_without_namespaces_another_user_and_closed_folders_protect_as_well(tmp_
         paths=[str(ROOT), site], out=str(out), closed=str(closed), folder=str(folder)
     )
     words = [f"{python}/bin/{os.path.basename(os.path.realpath(sys.executable))}", "-c", program]
-    mount = f"mount --bind {sys.base_prefix} {python}; for f in {tmp_path.parents[0]} "
-    mount += f"{tmp_path.parents[1]}; do chmod a+x $f; done; "
+    above = " ".join(str(f) for f in tmp_path.parents if f.is_relative_to(tempfile.gettempdir()))
+    mount = f"mount --bind {sys.base_prefix} {python}; chmod a+x {above}; "
     script = mount + 'exec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *words], capture_output=True, text=True
