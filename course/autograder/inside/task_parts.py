@@ -70,9 +70,8 @@ def checkpoint() -> Path:
     return Path(__file__).resolve().parent / "checkpoint"
 
 
-@op("sentiment.logits")
-def sentiment(settings, tensors):
-    model, fixed = task_model(settings, tensors, "classifier", "GPT2SentimentClassifier")
+def logits_and_head(model, fixed, tensors) -> dict:
+    """The logits on a GPT-2 that is fixed, and the parameters of what stands on it."""
     model.gpt = fixed
     own = {
         f"head.{name}": value
@@ -80,6 +79,12 @@ def sentiment(settings, tensors):
         if not name.startswith("gpt.")
     }
     return {"logits": model(tensors["ids"], tensors["mask"])} | own
+
+
+@op("sentiment.logits")
+def sentiment(settings, tensors):
+    model, fixed = task_model(settings, tensors, "classifier", "GPT2SentimentClassifier")
+    return logits_and_head(model, fixed, tensors)
 
 
 @op("sentiment.frozen")
@@ -95,13 +100,7 @@ def frozen(settings, tensors):
 @op("paraphrase.logits")
 def paraphrase(settings, tensors):
     model, fixed = task_model(settings, tensors, "paraphrase_detection", "ParaphraseGPT")
-    model.gpt = fixed
-    own = {
-        f"head.{name}": value
-        for name, value in model.named_parameters()
-        if not name.startswith("gpt.")
-    }
-    return {"logits": model(tensors["ids"], tensors["mask"])} | own
+    return logits_and_head(model, fixed, tensors)
 
 
 @op("sonnet.logits")
