@@ -9,13 +9,13 @@ import pytest
 import torch
 from course_files import call_main, predicted, work_in, write_course, write_model
 from technique_cases import those_whose
-from tiny_run import TINY, run_path, same_bits, tiny_classifier
+from tiny_run import TINY, interrupt_after_save, run_path, same_bits, tiny_classifier
 from tiny_run import trainer as new_trainer
 from torch.nn import functional as F
 
 import classifier
 from engine.batches import TokenDataset, make_loader
-from engine.checkpoint import RunFolder, load_tree
+from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.extension import Extension
 from engine.fast.chunked_loss import linear_cross_entropy
@@ -269,13 +269,8 @@ def test_a_run_on_the_gpu_resumes_to_the_same_bits(task, extra, place, monkeypat
     write_model("model", dropout=0.1)
     words = ["--epochs", "3", "--save_minutes", "0", "--batch_size", "4", *extra]
 
-    def stop(folder, tree, save=RunFolder.save_last):
-        save(folder, tree)
-        if (tree["progress"]["epoch"], tree["progress"]["step"]) == (1, 1):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
+        interrupt_after_save(patch, epoch=1, step=1)
         run(patch, task, *words, "--runs_dir", "cut")
     cut = run(monkeypatch, task, *words, "--runs_dir", "cut", "--resume")
     assert "resumed at epoch 1, step 1" in capsys.readouterr().out

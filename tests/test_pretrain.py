@@ -29,13 +29,13 @@ from course_files import (
 )
 from recorder import CallAgain
 from technique_cases import NAMES, those_whose
-from tiny_run import run_path, same_bits
+from tiny_run import interrupt_after_save, run_path, same_bits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pretrain
 from config import GPT2Config
 from engine import files, throughput, token_files
-from engine.checkpoint import RunFolder, load_tree
+from engine.checkpoint import load_tree
 from engine.corpus import TokenBlocks
 from engine.errors import InputError
 from engine.extension import Extension
@@ -312,13 +312,8 @@ def test_all_steps_but_the_first_replay_one_recording_bit_for_bit_and_so_after_a
     monkeypatch.setitem(RECORDERS, "cpu", make)
     run(monkeypatch, *flags, "--runs_dir", "recorded")
 
-    def stop(folder, tree, save=RunFolder.save_last):
-        save(folder, tree)
-        if (tree["progress"]["epoch"], tree["progress"]["step"]) == (1, 1):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
+        interrupt_after_save(patch, epoch=1, step=1)
         run(patch, *flags, "--runs_dir", "cut")
     run(monkeypatch, *flags, "--runs_dir", "cut", "--resume")
     batches = 2 if "--accumulate" in extra else 1

@@ -10,12 +10,21 @@ import torch
 from course_files import WORKER, call_main, work_in, write_course, write_model
 from recorder import CallAgain
 from technique_cases import those_whose
-from tiny_run import Averager, examples, run, run_path, same_bits, tiny_classifier, weights
+from tiny_run import (
+    Averager,
+    examples,
+    interrupt_after_save,
+    run,
+    run_path,
+    same_bits,
+    tiny_classifier,
+    weights,
+)
 from tiny_run import trainer as new_trainer
 
 import classifier
 from engine.batches import TokenDataset, collate, make_loader
-from engine.checkpoint import RunFolder, load_tree
+from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.extension import Extension, apply_extensions, load_extensions
 from engine.options import FitOptions
@@ -342,13 +351,8 @@ def test_a_recorded_task_resumes_to_the_same_bits(task, place, monkeypatch, reco
     call_main(monkeypatch, task, *words, "--runs_dir", "whole")
     assert made[0].replayed > 0
 
-    def stop(folder, tree, save=RunFolder.save_last):
-        save(folder, tree)
-        if (tree["progress"]["epoch"], tree["progress"]["step"]) == (1, 1):
-            raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("engine.checkpoint.RunFolder.save_last", stop)
+        interrupt_after_save(patch, epoch=1, step=1)
         call_main(patch, task, *words, "--runs_dir", "cut")
     call_main(monkeypatch, task, *words, "--runs_dir", "cut", "--resume")
     whole, cut = (load_tree(run_path(f, "*/best.safetensors")) for f in ("whole", "cut"))
