@@ -34,11 +34,11 @@ grade.grade(Path({folder!r}), results, gold=None)
 @pytest.mark.slow
 @pytest.mark.skipif(sandbox.degree() != "namespaces", reason="needs root on Linux")
 def test_without_namespaces_another_user_and_closed_folders_protect_as_well(tmp_path):
-    """The interpreter is shown at a place that all users reach, as in a container."""
-    closed, python = tmp_path / "autograder", tmp_path / "python"
+    """The interpreter and its packages are shown where all users reach them, as in a container."""
+    closed, python, site = (tmp_path / name for name in ("autograder", "python", "site"))
     tmp_path.chmod(0o755)
-    closed.mkdir(mode=0o755)
-    python.mkdir()
+    for folder in (closed, python, site):
+        folder.mkdir(mode=0o755)
     (closed / "gold").write_text("TAKEN", encoding="utf-8")
     out = closed / "results.json"
     folder = copied(closed / "s", ("config.py", "utils.py", "modules/attention.py"))
@@ -46,14 +46,14 @@ def test_without_namespaces_another_user_and_closed_folders_protect_as_well(tmp_
     secrets = [str(out), str(closed / "gold"), str(closed / "s/config.py")]
     with open(folder / "modules/attention.py", "a", encoding="utf-8") as file:
         file.write(f"\nSECRETS, GRADER = {secrets}, 1{attempts}")
-    site = os.path.dirname(os.path.dirname(torch.__file__))
     program = IN_A_CONTAINER.format(
-        paths=[str(ROOT), site], out=str(out), closed=str(closed), folder=str(folder)
+        paths=[str(ROOT), str(site)], out=str(out), closed=str(closed), folder=str(folder)
     )
     words = [f"{python}/bin/{os.path.basename(os.path.realpath(sys.executable))}", "-c", program]
     above = " ".join(str(f) for f in tmp_path.parents if f.is_relative_to(tempfile.gettempdir()))
-    mount = f"mount --bind {sys.base_prefix} {python}; chmod a+x {above}; "
-    script = mount + 'exec "$@"'
+    packages = os.path.dirname(os.path.dirname(torch.__file__))
+    mounts = f"mount --bind {sys.base_prefix} {python}; mount --bind {packages} {site}; "
+    script = f'{mounts}chmod a+x {above}; exec "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *words], capture_output=True, text=True
     )
