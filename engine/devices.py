@@ -96,11 +96,6 @@ def matmul_precision(name: str):
 # -- memory and random state -------------------------------------------------------------------
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an accelerator's memory did not suffice; MPS has no error of its own for that."""
-    return isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in str(error)
-
-
 def free_cache(device: torch.device) -> None:
     """Give back to the accelerator what torch keeps for its next tensors."""
     if device.type != "cpu":

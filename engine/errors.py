@@ -115,7 +115,7 @@ def command(main):
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}: free or choose another place, then repeat"
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             message = "out of memory: give a smaller --batch_size or --model_size"
         except KeyboardInterrupt:
@@ -132,7 +132,7 @@ def command(main):
     return run
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Python's, a GPU's, or a CPU's or MPS's in torch, which have no class of their own."""
     return (
         isinstance(error, MemoryError)

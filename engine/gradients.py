@@ -15,8 +15,8 @@ from torch import nn
 
 from engine.batches import TokenScores, count_targets, split_batch, to_device
 from engine.compiling import compiler_errors
-from engine.devices import free_cache, is_out_of_memory, matmul_precision, widest_float
-from engine.errors import InputError
+from engine.devices import free_cache, matmul_precision, widest_float
+from engine.errors import InputError, is_out_of_memory
 from engine.extension import Extension
 from engine.mixed_precision import LossScaler, autocast
 from engine.options import FitOptions

@@ -7,7 +7,8 @@ import torch
 from tqdm import tqdm
 
 from engine.batches import forward_tokens, split_batch, to_device
-from engine.devices import free_cache, is_out_of_memory
+from engine.devices import free_cache
+from engine.errors import is_out_of_memory
 from engine.sharding import parts_of
 
 MOST_ROWS = 256  # that a GPU reads at once without a gradient, memory permitting

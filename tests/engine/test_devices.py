@@ -14,12 +14,11 @@ from engine.devices import (
     has_bf16_units,
     has_fp16_units,
     has_tf32,
-    is_out_of_memory,
     random_state,
     set_random_state,
     widest_float,
 )
-from engine.errors import InputError
+from engine.errors import InputError, is_out_of_memory
 from engine.gradients import Gradients
 from engine.options import FitOptions
 from engine.parallel import Worker, start_worker
