@@ -66,8 +66,14 @@ def start_worker(use_gpu: bool) -> Worker:
         return Worker(device)
     if not dist.is_initialized():
         end_with_launcher(LAUNCHER)
-        dist.init_process_group(dist.get_default_backend_for_device(device))
+        dist.init_process_group(backends(device))
     return Worker(device, rank=dist.get_rank(), world_size=world_size)
+
+
+def backends(device: torch.device) -> str:
+    """What carries tensors between workers: gloo those of CPUs, so that no GPU is waited for."""
+    own = dist.get_default_backend_for_device(device)
+    return own if device.type == "cpu" else f"cpu:gloo,{device.type}:{own}"
 
 
 @contextlib.contextmanager
@@ -100,9 +106,9 @@ def gather(value: torch.Tensor, worker: Worker) -> list[torch.Tensor]:
     """The CPU tensor that each worker brings, of one shape, in the order of ranks."""
     if worker.world_size == 1:
         return [value]
-    gathered = [torch.empty_like(value, device=worker.device) for _ in range(worker.world_size)]
-    dist.all_gather(gathered, value.to(worker.device))
-    return [tensor.cpu() for tensor in gathered]
+    gathered = [torch.empty_like(value) for _ in range(worker.world_size)]
+    dist.all_gather(gathered, value)
+    return gathered
 
 
 def broadcast(tensors: Iterable[torch.Tensor], worker: Worker) -> None:

@@ -15,7 +15,7 @@ from engine.batches import LengthBuckets, make_loader
 from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.files import ROOT
-from engine.parallel import Worker, all_reduce, broadcast, gather, start_worker
+from engine.parallel import Worker, all_reduce, backends, broadcast, gather, start_worker
 
 CASES = [*((name, "") for name in RUNS), ("sst", "--shard")]
 ROWS = 41  # the last common batch of 8 has one row: the second process gets none
@@ -254,6 +254,11 @@ def test_a_single_process_talks_to_nobody():
     tensor = torch.arange(3)
     assert gather(tensor, WORKER)[0] is tensor
     broadcast([tensor], WORKER)
+
+
+def test_what_the_host_asks_other_workers_waits_for_no_gpu():
+    assert backends(torch.device("cuda")) == "cpu:gloo,cuda:nccl"
+    assert backends(torch.device("cpu")) == "gloo"
 
 
 def test_asking_for_a_gpu_that_is_not_there_is_an_error(monkeypatch):
