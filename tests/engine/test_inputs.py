@@ -72,13 +72,6 @@ def other_labels(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def refuse(monkeypatch, capsys, said: str, *words) -> None:
-    with pytest.raises(SystemExit) as stop:
-        call_main(monkeypatch, *words)
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and said in error, error
-
-
 def use(name: str, how: str) -> list[str]:
     """The command line that goes on with a run, or predicts by it."""
     words = [*{**RUNS, "whole": WHOLE}[name], "--runs_dir", name]
@@ -91,15 +84,11 @@ def use(name: str, how: str) -> list[str]:
 @pytest.mark.parametrize("change", [other_weights, one_other_weight])
 @pytest.mark.parametrize("name", RUNS)
 def test_other_weights_under_a_frozen_backbone_are_refused(
-    name, change, how, place, monkeypatch, capsys
+    name, change, how, place, monkeypatch, refused
 ):
     change()
-    refuse(
-        monkeypatch,
-        capsys,
-        "have changed since it was written: frozen weights: put",
-        *use(name, how),
-    )
+    with refused("have changed since it was written: frozen weights: put"):
+        call_main(monkeypatch, *use(name, how))
 
 
 def test_a_checkpoint_that_holds_all_weights_needs_no_others(place, monkeypatch):
@@ -109,23 +98,20 @@ def test_a_checkpoint_that_holds_all_weights_needs_no_others(place, monkeypatch)
 
 @pytest.mark.parametrize("how", ["--checkpoint", "--resume"])
 @pytest.mark.parametrize("name", ["head", "whole"])
-def test_another_tokenizer_is_refused(name, how, place, monkeypatch, capsys):
+def test_another_tokenizer_is_refused(name, how, place, monkeypatch, refused):
     other_merges()
-    refuse(monkeypatch, capsys, "since it was written: tokenizer: put", *use(name, how))
+    with refused("since it was written: tokenizer: put"):
+        call_main(monkeypatch, *use(name, how))
 
 
 @pytest.mark.parametrize("path, rows", [(DEV, "dev rows"), (TRAIN, "train rows")])
 def test_labels_that_changed_before_a_run_goes_on_are_refused(
-    path, rows, place, monkeypatch, capsys
+    path, rows, place, monkeypatch, refused
 ):
     """The best epoch was chosen by the old ones."""
     other_labels(path)
-    refuse(
-        monkeypatch,
-        capsys,
-        f"have changed since it was written: {rows}: put",
-        *use("whole", "--resume"),
-    )
+    with refused(f"have changed since it was written: {rows}: put"):
+        call_main(monkeypatch, *use("whole", "--resume"))
 
 
 def test_other_rows_may_be_predicted(place, monkeypatch):
@@ -148,13 +134,14 @@ def test_files_from_before_inputs_were_kept_are_taken(how, place, monkeypatch):
     call_main(monkeypatch, *use("head", how))
 
 
-def test_weights_that_are_all_nan_are_refused(place, monkeypatch, capsys):
+def test_weights_that_are_all_nan_are_refused(place, monkeypatch, refused):
     """They would predict class 0 for every row."""
     path = run_path("whole", "*/best.safetensors")
     tree = load_tree(path)
     tree["model"] = {n: torch.full_like(t, torch.nan) for n, t in tree["model"].items()}
     save_tree(path, tree)
-    refuse(monkeypatch, capsys, "hold NaN or infinity", *use("whole", "--checkpoint"))
+    with refused("hold NaN or infinity"):
+        call_main(monkeypatch, *use("whole", "--checkpoint"))
 
 
 def test_the_digest_of_a_tokenizer_is_that_of_its_copy_and_of_no_other(place):
