@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,17 +30,25 @@ from benchmarks import (
     storm_table,
 )
 from benchmarks.provenance import described
-from studies import pretraining_pays, programs_help, programs_tables, techniques_help
+from studies import tables as studies
+from studies.records import Records
 
-RESULTS = [ROOT / folder / "results" for folder in ("benchmarks", "studies")]
+BENCHMARKS, STUDIES = (ROOT / folder / "results" for folder in ("benchmarks", "studies"))
 IN_README = ("sst-8", "paraphrase-64", "head", "sonnets-8", "decode", "step")  # one of each kind
+
+
+def of_runs(table: Callable[[list[dict]], str]) -> Callable[[dict], str]:
+    """A table of a suite's runs, made of what `results_of` gives."""
+    return lambda results: table(results["runs"])
+
+
 # page -> a table's name -> the results file that it is made of, and how
 TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
     "README.md": {
         "core_ratios": ("core", lambda results: report.ratio_table(results, IN_README)),
-        "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
-        "techniques_brief": ("techniques_help", techniques_help.brief),
-        "quantized_brief": ("programs_help", programs_tables.quantized_brief),
+        "pretraining_pays": ("pretraining", of_runs(studies.pretraining)),
+        "techniques_brief": ("techniques", of_runs(studies.techniques_brief)),
+        "quantized_brief": ("programs", of_runs(studies.quantized_brief)),
     },
     "docs/results.md": {
         "core": ("core", core.table),
@@ -48,7 +57,7 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
         "core-bf16": ("core-bf16", core.table),
         "core-compiled": ("core-compiled", core.table),
         "scaling": ("scaling", scaling_curves.table),
-        "pretraining_pays": ("pretraining_pays", pretraining_pays.table),
+        "pretraining_pays": ("pretraining", of_runs(studies.pretraining)),
         "pretrain": ("pretrain", pretrain.table),
         "storm": ("storm", storm_table.table),
     },
@@ -61,8 +70,8 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
             "extensions",
             lambda parts: extension_tables.attention_table(parts["attention"]["figures"]),
         ),
-        "techniques_help": ("techniques_help", techniques_help.table),
-        "programs_help": ("programs_help", programs_help.table),
+        "techniques_help": ("techniques", of_runs(studies.techniques)),
+        "programs_help": ("programs", of_runs(partial(studies.one_by_one, "programs"))),
     },
 }
 WITHOUT_COMMITS = "README.md"  # it sends to the other pages for these
@@ -71,8 +80,12 @@ NOT_YET = "not measured yet"
 
 
 def results_of(file: str) -> dict:
-    [path] = [path for folder in RESULTS if (path := folder / f"{file}.json").exists()]
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a benchmark has measured; of a suite of studies, its runs."""
+    path = BENCHMARKS / f"{file}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    runs = Records(STUDIES).read(file)
+    return {"runs": runs, "hardware": ", ".join(sorted({run["hardware"] for run in runs}))}
 
 
 def filled(page: str, text: str) -> str:
@@ -94,13 +107,11 @@ def measured_costs() -> dict[str, str]:
 
 
 def measured_results() -> dict[str, str]:
-    """What each technique adds to SST's dev accuracy, as studies/techniques_help.py measured it."""
-    runs = results_of("techniques_help")["runs"]
-    cells = {}
-    for flag in techniques_help.CONTESTANTS[1:]:
-        added = techniques_help.difference(runs, "sst", flag)
-        cells[flag] = NOT_YET if added == "–" else added
-    return by_technique(cells)
+    """What each technique adds to SST's dev accuracy, as the study techniques-sst measured it."""
+    found = studies.technique_results(results_of("techniques")["runs"])
+    return by_technique(
+        {flag: NOT_YET if text == studies.NONE else text for flag, text in found.items()}
+    )
 
 
 def with_tables(text: str, tables: dict[str, str]) -> str:
@@ -135,9 +146,8 @@ def by_technique(texts: dict[str, str]) -> dict[str, str]:
     return {name: "; ".join(parts) for name, parts in cells.items()}
 
 
-@command
-def main():
-    Parser(description=__doc__.splitlines()[0]).parse_args()
+def write() -> None:
+    """Write the pages anew, and say which of them changed."""
     for name in TABLES:
         path = ROOT / name
         before = path.read_text(encoding="utf-8")
@@ -146,6 +156,12 @@ def main():
             with atomic_write(path) as file:
                 file.write(after)
         print(f"{name}: {'as it was' if after == before else 'written anew'}")
+
+
+@command
+def main():
+    Parser(description=__doc__.splitlines()[0]).parse_args()
+    write()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from engine.files import ROOT
-from studies import pretraining_pays, study
+from studies import entries, figures, plan
+from studies.records import Records
 
 README, RUNNING = (
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/running.md")
@@ -86,11 +87,13 @@ def test_the_results_name_their_checkpoint_and_machine():
 
 
 def test_the_study_is_of_the_bundled_checkpoint():
-    results = json.loads((ROOT / "studies/results/pretraining_pays.json").read_text("utf-8"))
-    assert results["checkpoint"] == study.checkpoint() and results["limit"] is None
-    for name in study.TASKS:
-        for start in (pretraining_pays.RANDOM, pretraining_pays.MINI):
-            assert len(study.scores(results["runs"], name, start)[1]) == 3
+    runs = Records(ROOT / "studies" / "results").read("pretraining")
+    now = {"checkpoint": plan.checkpoint_name("gpt2-mini"), "limit": None}
+    assert all(now.items() <= run["settings"].items() for run in runs)
+    for study in entries.load(suite="pretraining"):
+        table = figures.figures_of(study, runs)
+        for start in ("random weights", "gpt2-mini"):
+            assert len(figures.values(table, start, study.figure)) == 3
 
 
 # -- the example of a technique ----------------------------------------------------------------

@@ -12,7 +12,9 @@ from benchmarks import extension_tables, tables
 from benchmarks import extensions as benchmark
 from config import GPT2Config
 from engine.files import ROOT
-from studies import programs_help, study, techniques_help
+from studies.entries import load
+from studies.plan import checkpoint_name
+from studies.records import Records
 
 pytest.importorskip("extensions.lora", reason="no extensions/ here")
 
@@ -43,7 +45,8 @@ def test_every_technique_is_measured_or_the_page_says_that_it_is_not():
 
 
 def test_every_technique_is_tried_for_its_help_or_the_page_says_why_not():
-    tried = {who.split(":")[0] for who in techniques_help.CONTESTANTS} - {techniques_help.PLAIN}
+    [study] = load(suite="techniques")
+    tried = {one.name.split(":")[0] for one in study.contestants} - {study.baseline}
     assert tried <= TECHNIQUES and len(tried) > 13
     why_not = {tables.NOT_YET, "– (the same numbers)"}
     assert {cells()[name][1] for name in TECHNIQUES - tried} <= why_not
@@ -118,8 +121,8 @@ def test_every_technique_s_cost_is_in_the_file_and_the_page_names_its_machine():
     assert results["techniques"]["hardware"] in page
 
 
-@pytest.mark.parametrize("program", [techniques_help, programs_help])
-def test_the_studies_are_of_the_bundled_checkpoint_and_whole_files(program):
-    name = program.__name__.rpartition(".")[2]
-    results = json.loads((ROOT / "studies" / "results" / f"{name}.json").read_text("utf-8"))
-    assert results["checkpoint"] == study.checkpoint() and results["limit"] is None
+@pytest.mark.parametrize("suite", ["pretraining", "techniques", "programs"])
+def test_the_studies_are_of_the_bundled_checkpoint_and_whole_files(suite):
+    now = {"checkpoint": checkpoint_name("gpt2-mini"), "limit": None}
+    for run in Records(ROOT / "studies" / "results").read(suite):
+        assert now.items() <= run["settings"].items()

@@ -44,7 +44,7 @@ def test_the_sentence_names_every_commit_and_says_if_one_does_not_hold_the_code(
 def test_every_program_that_measures_refuses_uncommitted_code(path, monkeypatch, refused):
     program = importlib.import_module(f"{path.parent.name}.{path.stem}")
     monkeypatch.setattr(provenance, "current_commit", lambda: f"{COMMIT}+changes")
-    needed = ["--text", "a", "--valid", "a"] if path.stem == "pretrain" else []
-    monkeypatch.setattr("sys.argv", [str(path), *needed])
+    needed = {"pretrain": ["--text", "a", "--valid", "a"], "__main__": ["run"]}
+    monkeypatch.setattr("sys.argv", [str(path), *needed.get(path.stem, [])])
     with refused("it has uncommitted changes: commit first, or give --uncommitted"):
         program.main()

@@ -1,4 +1,4 @@
-"""The data of the study of programs: seeded samples of training files, dev files, no test rows.
+"""The rows that studies train on: training files or samples of them, dev files, no test rows.
 
 A sample is drawn from all of a file, whose first rows are not like the rest, and is the same for
 all contestants and seeds. Where a task wants a test file, it finds an invented row, or the one
@@ -12,30 +12,32 @@ from pathlib import Path
 
 from engine.files import atomic_write
 from engine.prediction_files import write_sonnets
-from engine.records import data_file, read_sonnets
+from engine.records import NUM_LABELS, data_file, read_sonnets
 from engine.sonnets import opening, openings
 from engine.tables import read_text
 
-WHOLE, SMALL = "whole", "small"
+FULL, WHOLE, SMALL, QUARTER = "full", "whole", "small", "quarter"
 GOLD, PROMPTS, SONNETS = (data_file("sonnet", split) for split in ("gold", "test", "train"))
 FILES = (
-    *(data_file(task, split) for task in ("sst", "paraphrase") for split in ("train", "dev")),
+    *(data_file(task, split) for task in (*NUM_LABELS, "paraphrase") for split in ("train", "dev")),
     *(SONNETS, data_file("sonnet", "dev"), GOLD),
 )
 PAIRS = {data_file("paraphrase", "train"): 4000, data_file("paraphrase", "dev"): 1000}
 ROWS = {  # of those files that are sampled
+    FULL: {},
     WHOLE: PAIRS,
     SMALL: {**PAIRS, data_file("sst", "train"): 1000, SONNETS: 48},
+    QUARTER: {data_file("sst", "train"): 2136},
 }
 INVENTED = {
-    data_file("sst", "test"): "\tid\tsentence\n0\tx\tnothing\n",
+    **{data_file(task, "test"): "\tid\tsentence\n0\tx\tnothing\n" for task in NUM_LABELS},
     data_file("paraphrase", "test"): "\tid\tsentence1\tsentence2\n0\tx\twhat ?\twhy ?\n",
 }
 SEED = 11711
 
 
 def prepare(source, root, limit: int | None = None) -> None:
-    """Write the folders `whole` and `small` below root; limit: rows of each file at most."""
+    """Write a folder for each of ROWS below root; limit: rows of each file at most."""
     source = Path(source)
     for name, rows in ROWS.items():
         folder = Path(root) / name

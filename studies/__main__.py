@@ -1,0 +1,80 @@
+"""Studies of quality: run what is missing, say what is, write the tables.
+
+    python -m studies run --jobs 2                         every study, two runs at a time
+    python -m studies run modes-sst optimizers-sst         these two
+    python -m studies run --storage sqlite:///studies.db   beside others that give the same URL
+    python -m studies run --suite gpt2 --use_gpu           the handout's numbers: needs the hub
+    python -m studies status                               what is done, and what is left
+    python -m studies table                                the tables of the pages
+
+The studies are declared in studies/suites/; each run becomes a line of studies/results/SUITE.jsonl.
+What is recorded there is not run again, so an interrupted command goes on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+from engine.errors import Parser, command
+
+# isort: split
+
+from benchmarks import tables
+from benchmarks.provenance import add_commit_flag, check_committed
+from studies.entries import load
+from studies.records import Records
+from studies.runner import Runner
+from studies.status import budget, status
+
+RESULTS, TRIED = "studies/results/", "runs/studies/tried/"
+
+
+def get_args(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    run = commands.add_parser("run", help="do the runs that are missing")
+    add_choice(run)
+    run.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    run.add_argument("--storage", metavar="URL", help="share the runs: sqlite:///… postgresql://…")
+    run.add_argument("--folder", default="runs/studies", help="rows, checkpoints, runs at work")
+    run.add_argument("--use_gpu", action="store_true")
+    add_commit_flag(run)
+    add_choice(commands.add_parser("status", help="runs that are done and missing"))
+    commands.add_parser("table", help="write the tables of README.md and the other pages")
+    args = parser.parse_args(argv)
+    if args.command != "table":
+        tried = args.limit or args.model or args.data_dir
+        args.results = args.results or (TRIED if tried else RESULTS)
+        args.data_dir = Path(args.data_dir or "data").resolve()
+    return args
+
+
+def add_choice(parser) -> None:
+    """The flags that choose studies and what they are run on."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="studies; default: all")
+    parser.add_argument("--suite", help="the studies of one file")
+    parser.add_argument("--data_dir", metavar="DIR", help="in place of data/, to try it")
+    parser.add_argument("--limit", type=int, metavar="N", help="N rows of each file, to try it")
+    parser.add_argument("--model", help="a folder in place of the model, to try it")
+    parser.add_argument(
+        "--results", metavar="DIR", help=f"default: {RESULTS}, of what is tried {TRIED}"
+    )
+
+
+@command
+def main():
+    args = get_args()
+    if args.command == "table":
+        tables.write()
+        return
+    changes = {"model": args.model} if args.model else {}
+    studies, records = load(args.names, args.suite, **changes), Records(args.results)
+    if args.command == "status":
+        print(status(studies, records, args.limit))
+        return
+    check_committed(args)
+    print(budget(studies, records, args), flush=True)
+    Runner(studies, records, args).run()
+
+
+if __name__ == "__main__":
+    main()

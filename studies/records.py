@@ -1,0 +1,72 @@
+"""The record of runs: one JSON line each, in a file for each suite.
+
+A line holds the run (study, contestant, lr, seeds), its `settings`, its `figures`, the lines of its
+metrics.jsonl (`epochs`), `seconds`, `peak_mb`, the `commands`, and commit, hardware, versions and
+date. Runs of before this format have no commands, no seconds and fewer settings.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from engine.errors import InputError, notice
+
+NEEDED = {"study", "contestant", "seeds", "figures"}
+
+
+class Records:
+    """Lines that several processes append to; a line that a killed one left torn is mended."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def path(self, suite: str) -> Path:
+        return self.folder / f"{suite}.jsonl"
+
+    def read(self, suite: str) -> list[dict]:
+        """All whole lines. A last one without its end is one that was not written to the end."""
+        path = self.path(suite)
+        if not path.exists():
+            return []
+        *lines, _ = path.read_bytes().split(b"\n")
+        return [_parsed(path, number, line) for number, line in enumerate(lines, 1) if line]
+
+    def append(self, suite: str, record: dict) -> None:
+        """Write one line, and wait until it is on disk."""
+        line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+        with self._locked(suite), open(self.path(suite), "ab+") as file:
+            _cut_torn_line(file, self.path(suite))
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def _locked(self, suite: str) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f".{suite}.lock"):
+            yield
+
+
+def _cut_torn_line(file, path: Path) -> None:
+    file.seek(0)
+    text = file.read()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        notice(f"{path}: the last line was not written to the end: it goes, and its run is due")
+        file.truncate(whole)
+
+
+def _parsed(path: Path, number: int, line: bytes) -> dict:
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and record.keys() >= NEEDED:
+            return record
+    except ValueError:
+        pass
+    raise InputError(
+        f"{path}, line {number}: expected a run as JSON: remove the line, and the run is due again"
+    )
