@@ -6,7 +6,7 @@ ARGS ?=
 PARALLEL = --numprocesses auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint audit data autograder clean
+.PHONY: help demo test test-all lint audit data tables autograder clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ audit:  ## known vulnerabilities of the pinned packages, if the advisory service
 
 data:  ## fill data/ with the course's files; right files are left alone (ARGS="--force" replaces wrong ones)
 	"$(PYTHON)" data/download.py $(if $(wildcard ../shared/data),--from ../shared/data) $(ARGS)
+
+tables:  ## the measured tables of README.md and the other pages, from the recorded runs
+	"$(PYTHON)" -m studies table
 
 autograder:  ## autograder.zip for Gradescope; the answers to predictions: ARGS="--gold DIR"
 	"$(PYTHON)" -m course.autograder build $(ARGS)

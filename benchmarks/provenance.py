@@ -28,6 +28,8 @@ def check_committed(args) -> None:
 def described(results: dict) -> str:
     """A sentence for the page of a table: the commits, and whether they hold all of the code."""
     commits = sorted(set(_commits(results)))
+    if not commits:
+        return "Nothing was measured yet."
     names = ", ".join(dict.fromkeys(f"`{commit[:SHORT]}`" for commit in commits))
     with_changes = any(commit.endswith(CHANGES) for commit in commits)
     return f"Measured at {names}" + (", with changes that no commit holds." * with_changes or ".")

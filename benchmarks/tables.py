@@ -58,6 +58,12 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
         "core-compiled": ("core-compiled", core.table),
         "scaling": ("scaling", scaling_curves.table),
         "pretraining_pays": ("pretraining", of_runs(studies.pretraining)),
+        **{
+            f"{suite}_answers": (suite, of_runs(partial(studies.answers, suite)))
+            for suite in ("pretraining", "techniques", "programs", "followups")
+        },
+        "followups": ("followups", of_runs(partial(studies.one_by_one, "followups"))),
+        "gpt2": ("gpt2", of_runs(partial(studies.one_by_one, "gpt2"))),
         "pretrain": ("pretrain", pretrain.table),
         "storm": ("storm", storm_table.table),
     },

@@ -45,7 +45,7 @@ class Study:
     data: the rows (studies/data.py). metric: the figure that decides, by default the task's own;
     maximize: whether more of it is better. hub: it needs weights from the hub, and is run only when
     asked for. steps_per_epoch: where the question is after how many steps a loss is reached, which
-    takes the place of `{cost}` in it. reference: what others say of a contestant.
+    takes the place of `{cost}` in it. reference: who says what of which contestant.
     """
 
     suite: str

@@ -5,7 +5,7 @@ together is compared with the mean of their own baselines. Its 95 % interval is 
 mean ± t(0.975, n − 1) s / √n over n seeds.
 """
 
-from math import inf, sqrt
+from math import inf, isfinite, sqrt
 from statistics import mean, stdev
 
 import pandas as pd
@@ -105,9 +105,14 @@ def answer(study: Study, one: Contestant, metric: str, added: list[float]) -> st
         return "not measured"
     if one.combine > 1:
         return "can't tell: these runs share seeds"
+    if reached := [value for value in added if isfinite(value)]:
+        if len(reached) < len(added):
+            return f"can't tell: {len(reached)} of {len(added)} seeds get there"
+    else:
+        return "no: it does not get there"
     low, high = interval(added)
-    up = study.more_is_better if metric == study.figure else False
-    better, worse = (low > 0, high < 0) if up else (high < 0, low > 0)
+    more_is_better = study.more_is_better and metric == study.figure  # costs: less is better
+    better, worse = (low > 0, high < 0) if more_is_better else (high < 0, low > 0)
     if better or worse:
         return "yes" if better is not study.worse else "no"
     words = {1: "one seed", 2: "two seeds", 3: "three seeds"}

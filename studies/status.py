@@ -3,6 +3,7 @@
 from statistics import mean
 
 from studies.entries import Study
+from studies.estimates import forecast
 from studies.plan import plan
 from studies.records import Records
 
@@ -36,14 +37,21 @@ def duration(seconds: float | None) -> str:
         return "unknown: nothing like it was timed"
     if seconds == 0:
         return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def budget(studies: list[Study], records: Records, args) -> str:
     """What a command is about to do, before it does it."""
-    found = [counts(study, records.read(study.suite), args.limit) for study in studies]
-    missing = sum(count for _, count, _ in found)
-    known = sum(left or 0 for *_, left in found)
-    unknown = sum(count for _, count, left in found if left is None)
+    found = {study.name: counts(study, records.read(study.suite), args.limit) for study in studies}
+    missing = sum(count for _, count, _ in found.values())
+    known = sum(left or 0 for *_, left in found.values())
+    unknown = sum(count for _, count, left in found.values() if left is None)
     rest = f", and {unknown} runs of unknown length" if unknown else ""
-    return f"{missing} runs are missing: about {duration(known / args.jobs)}{rest}"
+    lines = [f"{missing} runs are missing: about {duration(known / args.jobs)}{rest}"]
+    for study in studies:
+        if study.hub and found[study.name][2] is None:
+            _, due, _ = plan(study, records.read(study.suite), args.limit)
+            lines += forecast(study, due, args)
+    return "\n".join(lines)

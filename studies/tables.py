@@ -46,8 +46,6 @@ def difference(study: Study, table, name: str, metric: str = "") -> str:
     base = values(table, study.baseline, metric)
     found = values(table, name, metric)
     added = differences(found, base) if name != study.baseline else []
-    if found.keys() != base.keys() and study.kind == "fine-tune":
-        added = []  # not all seeds yet
     return mean_and_spread(added, FORMATS[metric], "+") if added else NONE
 
 
@@ -125,7 +123,7 @@ def one_table(study: Study, records: list[dict]) -> str:
     for metric in metrics:
         compared = [] if metric in NOT_COMPARED else [f"against {study.baseline}"]
         columns += [metric.replace("_", " "), *compared]
-    rows = [columns]
+    rows = [[*columns, *study.reference]]
     for one in study.contestants:
         cells = [one.name + rate_of(table, one.name)]
         for metric in metrics:
@@ -134,7 +132,8 @@ def one_table(study: Study, records: list[dict]) -> str:
             cells.append(mean_and_spread(found, FORMATS[metric]) if found else empty)
             if metric not in NOT_COMPARED:
                 cells.append(difference(study, table, one.name, metric))
-        rows.append(cells)
+        said = [figures.get(one.name, NONE) for figures in study.reference.values()]
+        rows.append([*cells, *map(str, said)])
     return markdown(rows)
 
 
@@ -169,9 +168,13 @@ def answers(suite: str, records: list[dict]) -> str:
             for one in study.contestants:
                 if one.name == study.baseline:
                     continue
-                added = differences(values(table, one.name, metric), base)
+                found = values(table, one.name, metric)
+                added = differences(found, base)
                 question = study.question.format(f"`{one.name}`", cost=metric)
-                rows.append([question, answer(study, one, metric, added), _span(added, metric)])
+                said = answer(study, one, metric, added)
+                if found and base and not added:
+                    said = f"can't tell: {study.baseline} has no run with this seed"
+                rows.append([question, said, _span(added, metric)])
     return markdown(rows)
 
 
