@@ -5,7 +5,7 @@ together is compared with the mean of their own baselines. Its 95 % interval is 
 mean ± t(0.975, n − 1) s / √n over n seeds.
 """
 
-from math import inf, isfinite, sqrt
+from math import inf, isfinite, nan, sqrt
 from statistics import mean, stdev
 
 import pandas as pd
@@ -72,15 +72,19 @@ def interval(added: list[float]) -> tuple[float, float]:
 def with_costs(study: Study, table: pd.DataFrame) -> pd.DataFrame:
     """With columns steps and seconds until the baseline's last training loss with the same seed.
 
-    Between the ends of two epochs both are interpolated; infinite where it is not reached.
+    Between the ends of two epochs both are interpolated. They are infinite where the loss is not
+    reached, and missing where the baseline has no such seed.
     """
     if table.empty:
         return table
     base = table[table["contestant"] == study.baseline].set_index(SEEDS)["epochs"]
     costs = []
     for seeds, epochs in zip(table[SEEDS], table["epochs"], strict=True):
-        target = base[seeds][-1][study.figure] if seeds in base else -inf
-        costs.append(cost(epochs, study.figure, target, study.steps_per_epoch))
+        if seeds in base:
+            target = base[seeds][-1][study.figure]
+            costs.append(cost(epochs, study.figure, target, study.steps_per_epoch))
+        else:
+            costs.append((nan, nan))
     return table.assign(steps=[c[0] for c in costs], seconds=[c[1] for c in costs])
 
 
@@ -105,11 +109,11 @@ def answer(study: Study, one: Contestant, metric: str, added: list[float]) -> st
         return "not measured"
     if one.combine > 1:
         return "can't tell: these runs share seeds"
-    if reached := [value for value in added if isfinite(value)]:
-        if len(reached) < len(added):
-            return f"can't tell: {len(reached)} of {len(added)} seeds get there"
-    else:
+    reached = sum(map(isfinite, added))
+    if not reached:
         return "no: it does not get there"
+    if reached < len(added):
+        return f"can't tell: {reached} of {len(added)} seeds get there"
     low, high = interval(added)
     more_is_better = study.more_is_better and metric == study.figure  # costs: less is better
     better, worse = (low > 0, high < 0) if more_is_better else (high < 0, low > 0)

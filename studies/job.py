@@ -1,11 +1,13 @@
 """One run's work: its folder, the programs that it starts, and what they took."""
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,13 +43,24 @@ class Place:
         for child in list(self.children):
             child.kill()
 
+    @contextlib.contextmanager
+    def watching(self, child: subprocess.Popen) -> Iterator[None]:
+        """Let a child be among those that `stop` ends."""
+        self.children.add(child)
+        if self.stopped.is_set():
+            child.kill()
+        try:
+            yield
+        finally:
+            self.children.discard(child)
+
 
 class Job:
     """A run at work in a folder of its own; what its programs took is its seconds and its peak."""
 
-    def __init__(self, run: Run, place: Place, folder: Path, commands=()):
+    def __init__(self, run: Run, place: Place, folder: Path):
         self.run, self.place, self.folder = run, place, folder
-        self.commands: list[str] = list(commands)
+        self.commands: list[str] = []
         self.seconds, self.peak_mb = 0.0, None
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -89,11 +102,8 @@ class Job:
             argv = [ROOT / "studies" / "measured.py", report, *words]
             options = {"cwd": ROOT, "env": os.environ | share, "stdout": out}
             child = start_child(argv, stderr=subprocess.STDOUT, **options)
-            self.place.children.add(child)
-            try:
+            with self.place.watching(child):
                 code = child.wait()
-            finally:
-                self.place.children.discard(child)
         if code:
             raise RunFailed(f"exit code {code}: {_last_line(log)} ({log})")
         measured = json.loads(report.read_text(encoding="utf-8"))
@@ -155,8 +165,8 @@ def lines_of(path: Path) -> list[dict]:
 
 def _relative(word) -> str:
     """A path below the project as it is from there, so that a command is the same everywhere."""
-    path = Path(word) if isinstance(word, Path) else None
-    return str(path.relative_to(ROOT) if path and path.is_relative_to(ROOT) else word)
+    inside = isinstance(word, Path) and word.is_relative_to(ROOT)
+    return str(word.relative_to(ROOT) if inside else word)
 
 
 def _last_line(log: Path) -> str:

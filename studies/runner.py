@@ -47,23 +47,26 @@ class Runner:
         finally:
             self.claims.close()
         if self.failed:
-            first = next(iter(self.failed.items()))
-            raise InputError(f"{len(self.failed)} runs failed: {first[0]}: {first[1]}")
+            first, reason = next(iter(self.failed.items()))
+            raise InputError(f"{len(self.failed)} runs failed: {first}: {reason}")
 
     def due(self) -> list[Run]:
         """What can begin now, or is at work."""
-        self._collect()
+        suites = {study.suite for study in self.studies}
+        records = {suite: self.records.read(suite) for suite in suites}
+        self._collect(records)
         runs = []
         for study in self.studies:
-            _, due, _ = plan(study, self.records.read(study.suite), self.args.limit)
+            _, due, _ = plan(study, records[study.suite], self.args.limit)
             runs += [run for run in due if str(run) not in self.failed]
         return runs
 
-    def _collect(self) -> None:
-        """Write down what other machines have done."""
+    def _collect(self, records: dict[str, list[dict]]) -> None:
+        """Write down what other machines have done of these suites."""
         for suite, record in self.claims.kept():
-            if record not in self.records.read(suite):
+            if suite in records and record not in records[suite]:
                 self.records.append(suite, record)
+                records[suite].append(record)
 
     def _work(self) -> None:
         try:
@@ -101,7 +104,7 @@ class Runner:
         job = Job(run, self.place, self.root / "work" / run.digest)
         try:
             figures, epochs = KINDS[run.settings["kind"]](job)
-        except RunFailed as error:
+        except (RunFailed, InputError) as error:
             if not self.place.stopped.is_set():
                 self.failed[str(run)] = str(error)
                 print(f"{run}: {error}", flush=True)
