@@ -40,8 +40,8 @@ from engine.batches import next_token_loss
 from engine.checkpoint import RunFolder
 from engine.language_model import forward_blocks, loss_fn
 from engine.options import FitOptions
+from engine.recorder import RECORDERS
 from engine.settings import Settings
-from engine.step_graph import RECORDERS
 from engine.throughput import utilization
 from engine.trainer import Trainer
 

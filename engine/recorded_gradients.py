@@ -10,7 +10,8 @@ from engine.extension import Extension, technique_of
 from engine.gradients import Gradients, Objective
 from engine.options import FitOptions
 from engine.parallel import Worker
-from engine.step_graph import Recorder, StepGraphs
+from engine.recorder import Recorder
+from engine.step_graph import StepGraphs
 
 
 def make_gradients(

@@ -17,10 +17,10 @@ from engine.optimizers import make_optimizer
 from engine.options import Progress, lr_multiplier
 from engine.parallel import all_reduce, gather
 from engine.recorded_gradients import make_gradients
+from engine.recorder import RECORDERS
 from engine.resuming import load_state, save_state
 from engine.sharding import distributed, local
 from engine.signals import Asked
-from engine.step_graph import RECORDERS
 
 STEPS_UNREAD = {"cpu": 1}  # steps between looks at the losses
 STEPS_UNREAD_ELSEWHERE = 32

@@ -18,9 +18,9 @@ from engine.extension import Extension
 from engine.inputs import FROZEN, frozen_weights
 from engine.options import FitOptions, Progress
 from engine.parallel import Worker, barrier
+from engine.recorder import RECORDERS
 from engine.resuming import load_best, take_over_shorter_run
 from engine.signals import Stopped, deferred
-from engine.step_graph import RECORDERS
 from engine.trainer import Trainer
 
 

@@ -23,7 +23,7 @@ from engine.fast.gpt2 import accelerate
 from engine.generation import generate
 from engine.parallel import Worker
 from engine.predicting import predict
-from engine.step_graph import RECORDERS
+from engine.recorder import RECORDERS
 from engine.trainer import Trainer
 from evaluation import cross_entropy
 from models.gpt2 import GPT2Model

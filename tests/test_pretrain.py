@@ -41,7 +41,7 @@ from engine.errors import InputError
 from engine.extension import Extension
 from engine.files import ROOT
 from engine.parallel import Worker
-from engine.step_graph import RECORDERS
+from engine.recorder import RECORDERS
 from models.gpt2 import GPT2Model
 
 TINY = GPT2Config(

@@ -23,8 +23,8 @@ from engine.gradients import Gradients
 from engine.options import FitOptions
 from engine.parallel import Worker, start_worker
 from engine.recorded_gradients import make_gradients
+from engine.recorder import RECORDERS
 from engine.sampling import draw_from_nucleus
-from engine.step_graph import RECORDERS
 
 MPS, XPU, CUDA, CPU = (torch.device(kind) for kind in ("mps", "xpu", "cuda", "cpu"))
 

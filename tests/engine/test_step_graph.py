@@ -30,7 +30,8 @@ from engine.extension import Extension, apply_extensions, load_extensions
 from engine.options import FitOptions
 from engine.parallel import Worker
 from engine.recorded_gradients import may_record
-from engine.step_graph import RECORDERS, StepGraphs
+from engine.recorder import RECORDERS
+from engine.step_graph import StepGraphs
 
 TASKS = ["classifier", "paraphrase_detection", "sonnet_generation"]
 
