@@ -6,19 +6,20 @@ when its position is not later. So each row gets what it would get alone.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable
 from functools import partial
 
 import torch
 
-from engine import cuda_graph
-from engine.batches import is_right_padded
-from engine.errors import InputError
-from engine.sampling import choose
+from engine.continuations import Continuations
+from engine.recorder import RECORDERS, Recorder
+from engine.sampling import BlindChoice, choose
 from engine.sharding import parts_of
 from models.gpt2 import states_at
 
 WORTH_RECORDING = 16  # new tokens, from which on a recording saves more than it takes
+LOOK_EVERY = 16  # tokens, from one time to the next that a GPU is asked whether all rows have ended
 
 
 class LayerCache:
@@ -116,6 +117,7 @@ def generate(
     stop=None,
     use_cache: bool = True,
     record: bool | None = None,
+    look_every: int | None = None,
     generator: torch.Generator | None = None,
 ) -> list[torch.Tensor]:
     """Continue every prompt of a batch; returns one 1-D tensor a row: prompt and new tokens.
@@ -124,69 +126,76 @@ def generate(
     top_k 0 and top_p 1 cut nothing off. A row ends with `end_token` (kept), when `stop(tokens)`
     says so of its 1-D tensor of tokens, after `max_new_tokens`, or at the model's last position.
     `generator` makes the draws repeatable; `use_cache=False` recomputes every prefix (the oracle);
-    record: each new token is read at the same, full length, on a CUDA GPU by replaying a recording;
-    None: there, unless the new tokens are few. The draws are the same.
+    record: each new token is read at the same, full length and chosen, on a CUDA GPU by replaying a
+    recording; None: there, unless the new tokens are few. The draws are the same. look_every: so
+    many tokens are chosen before the host looks whether all rows have ended; above 1 random numbers
+    are drawn ahead, and others than at 1. None: 1 on CPUs.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
-    lengths = attention_mask.sum(dim=1)  # (b,)
-    if not is_right_padded(attention_mask) or not bool(lengths.all()):
-        raise ValueError("prompts must be padded on the right and hold a token or more each")
-    limit = model.config.max_position_embeddings
-    longest = int(lengths.max())
-    if longest >= limit:
-        raise InputError(f"a prompt of {longest} tokens leaves no room in {limit} positions")
-    capacity = min(longest + max_new_tokens, limit)
-
-    tokens = input_ids.new_zeros(len(input_ids), capacity)
-    tokens[:, :longest] = (input_ids * attention_mask)[:, :longest]
-    rows = torch.arange(len(tokens), device=tokens.device)
-    done = torch.full_like(lengths, max_new_tokens < 1, dtype=torch.bool)
+    capacity = model.config.max_position_embeddings
+    texts = Continuations(input_ids, attention_mask, max_new_tokens, end_token, capacity)
+    device = input_ids.device
+    if look_every is None:
+        look_every = 1 if device.type == "cpu" else LOOK_EVERY
+    how = {"top_k": top_k, "top_p": top_p, "generator": generator}
+    if look_every == 1:
+        choice, look = partial(choose, temperature=temperature, **how), lambda: None
+    else:
+        choice = BlindChoice(len(input_ids), device, look_every, temperature, **how)
+        look = choice.look
     if record is None:
-        record = tokens.is_cuda and max_new_tokens >= WORTH_RECORDING
+        record = input_ids.is_cuda and max_new_tokens >= WORTH_RECORDING
         record = record and not parts_of(model)  # their hooks wait for other streams
-    decoder = CachedDecoder(model, capacity, fixed=record)
-    step = _cached_steps(decoder) if use_cache else partial(_uncached_step, model)
+    decoder = CachedDecoder(model, texts.capacity, fixed=record)
+    read = partial(_read_next, decoder) if use_cache else partial(_uncached_step, model)
+
+    def step():
+        texts.append(choice(read(texts.tokens, texts.lengths)))
+
+    if record and use_cache and device.type in RECORDERS:
+        step = replayed(step, RECORDERS[device.type](device))
     was_training = model.training
     model.eval()
     try:
-        while not bool(done.all()):
-            logits = step(tokens, lengths)  # (b, v)
-            chosen = choose(logits, temperature, top_k=top_k, top_p=top_p, generator=generator)
-            place = lengths.clamp(max=capacity - 1)
-            tokens[rows, place] = torch.where(done, tokens[rows, place], chosen)
-            lengths = lengths + (~done).long()
-            done |= lengths - attention_mask.sum(dim=1) >= max_new_tokens
-            done |= lengths >= capacity
-            if end_token is not None:
-                done |= chosen == end_token
+        for count in itertools.count():
+            if count % look_every == 0:
+                look()
+                if bool(texts.done.all()):
+                    break
+            step()
             if stop is not None:
-                stopped = [bool(d) or stop(tokens[i, : lengths[i]]) for i, d in enumerate(done)]
-                done = torch.tensor(stopped, device=tokens.device)
+                texts.end_where(stop)
     finally:
         model.train(was_training)
-    return [tokens[i, : lengths[i]] for i in range(len(tokens))]
+    return texts.rows()
 
 
-def _cached_steps(decoder: CachedDecoder) -> Callable:
-    """A function of tokens and lengths, for one call after the other: the next token's logits."""
-    read_next = None
+def replayed(step: Callable[[], None], recorder: Recorder) -> Callable[[], None]:
+    """A step whose later calls replay a recording, as the first two do what it records.
 
-    def step(tokens, lengths):
-        nonlocal read_next
-        if decoder.length == 0:
-            t = int(lengths.max())
-            positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
-            hidden_states = decoder.read(tokens[:, :t], positions)
-            return decoder.model.hidden_state_to_token(states_at(hidden_states, lengths - 1))
+    The first call reads the prompts, in other shapes; the second gets libraries ready.
+    """
+    calls = iter([step, partial(recorder.run, step)])
+    recording = None
+
+    def call() -> None:
+        nonlocal recording
+        eager = next(calls, None)
+        if eager is None and recording is None:
+            recording = recorder.record(step)
+        (eager or recording)()
+
+    return call
+
+
+def _read_next(decoder: CachedDecoder, tokens, lengths):
+    """The logits (b, v) of each row's next token, in one call after the other."""
+    if decoder.length > 0:
         last = (lengths - 1)[:, None]
-        inputs = tokens.gather(1, last), last
-        if read_next is None:
-            graph = decoder.fixed and tokens.is_cuda
-            read_next = cuda_graph.recorded(decoder.logits, *inputs) if graph else decoder.logits
-        return read_next(*inputs)
-
-    return step
+        return decoder.logits(tokens.gather(1, last), last)
+    t = int(lengths.max())
+    positions = torch.arange(t, device=tokens.device).expand(len(tokens), t)
+    hidden_states = decoder.read(tokens[:, :t], positions)
+    return decoder.model.hidden_state_to_token(states_at(hidden_states, lengths - 1))
 
 
 def _uncached_step(model, tokens, lengths):

@@ -1,4 +1,7 @@
-"""One token a row from logits: greedy, or drawn from what top-k and top-p leave."""
+"""One token a row from logits: greedy, or drawn from what top-k and top-p leave.
+
+`choose` looks at numbers on the way, which a GPU would be waited for; `BlindChoice` does not.
+"""
 
 import torch
 
@@ -11,15 +14,52 @@ ATTEMPTS = 10  # draws that may miss a small nucleus before it is cut out
 def choose(logits, temperature, *, top_k=0, top_p=1.0, generator=None):
     """Pick one token a row from logits (b, v); returns (b,). Temperature 0 takes the likeliest."""
     largest, likeliest = logits.max(dim=-1)
-    if not bool(largest.isfinite().all()):
-        raise InputError(
-            "a logit is not finite, so that no token can be drawn: the model's training diverged: "
-            "train with a smaller --lr or --clip 1"
-        )
+    check_sound(largest.isfinite().all())
     if temperature == 0:
         return likeliest
     probabilities = keep_top_k(logits.float() / temperature, top_k).softmax(dim=-1)
     return draw_from_nucleus(probabilities, top_p, generator)
+
+
+def check_sound(finite: torch.Tensor) -> None:
+    """Refuse logits that are not finite; finite: one truth value, which is looked at."""
+    if not bool(finite):
+        raise InputError(
+            "a logit is not finite, so that no token can be drawn: the model's training diverged: "
+            "train with a smaller --lr or --clip 1"
+        )
+
+
+class BlindChoice:
+    """`choose` without a look at any number, for a step that a GPU replays as a recording.
+
+    Its random numbers, one a row and token, are drawn ahead: `look` goes before each `block` calls,
+    and refuses what those before it found not finite. The nucleus is cut out by sorting.
+    """
+
+    def __init__(self, rows: int, device, block: int, temperature, *, top_k, top_p, generator):
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.generator = generator
+        self.uniform = torch.zeros(block, rows, 1, dtype=widest_float(device), device=device)
+        self.call = torch.zeros(1, dtype=torch.long, device=device)  # since the last look
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def look(self) -> None:
+        check_sound(self.finite)
+        self.uniform.uniform_(generator=self.generator)
+        self.call.zero_()
+
+    def __call__(self, logits):
+        """(b, v) -> (b,), as `choose`."""
+        largest, likeliest = logits.max(dim=-1)
+        self.finite &= largest.isfinite().all()
+        if self.temperature == 0:
+            return likeliest
+        logits = keep_top_p(keep_top_k(logits.float() / self.temperature, self.top_k), self.top_p)
+        running = logits.softmax(dim=-1).cumsum(dim=-1, dtype=self.uniform.dtype)
+        uniform = self.uniform.index_select(0, self.call)[0]
+        self.call += 1
+        return pick(running, uniform)
 
 
 def draw_from_nucleus(probabilities, top_p: float, generator=None):
@@ -47,14 +87,19 @@ def draw_from_nucleus(probabilities, top_p: float, generator=None):
 
 
 def draw(running, generator=None):
-    """One index a row from running sums of probabilities (b, v); returns (b,).
-
-    The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
-    never drawn, and one random number a row is enough.
-    """
+    """One index a row from running sums of probabilities (b, v); returns (b,)."""
     uniform = torch.rand(
         len(running), 1, dtype=running.dtype, device=running.device, generator=generator
     )
+    return pick(running, uniform)
+
+
+def pick(running, uniform):
+    """The index of each row (b, v) that a number of [0, 1) stands for, uniform: (b, 1).
+
+    The first index at which the sum reaches u, uniform in (0, total]: an entry of probability 0 is
+    never picked, and one random number a row is enough.
+    """
     return torch.searchsorted(running, (1 - uniform) * running[:, -1:])[:, 0]
 
 

@@ -4,15 +4,19 @@ import math
 
 import pytest
 import torch
+from recorder import CallAgain
 from transformers import GPT2LMHeadModel
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from config import GPT2Config
+from engine.continuations import Continuations
 from engine.errors import InputError
 from engine.fast.attention import fused_causal_attention
 from engine.generation import CachedDecoder, generate
+from engine.recorder import RECORDERS
 from engine.sampling import (
     ATTEMPTS,
+    BlindChoice,
     choose,
     draw,
     draw_from_nucleus,
@@ -394,10 +398,74 @@ def test_all_tokens_after_the_prompt_are_read_in_the_same_shapes(model, monkeypa
     assert shapes == [longest] * layers + [longest + 6] * 5 * layers
 
 
-def test_no_number_is_looked_at_while_a_token_is_read():
+BLOCKS = {"max_new_tokens": 12, "look_every": 5}
+SAMPLED = {"temperature": 1.2, "top_p": 0.9, "top_k": 50}
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, SAMPLED])
+@pytest.mark.parametrize("end_token", [None, 5])
+def test_replayed_steps_give_the_same_text_and_draws(model, settings, end_token, monkeypatch):
+    """The first token comes with the prompts, and the second gets ready for the recording."""
+    recorder = CallAgain()
+    monkeypatch.setitem(RECORDERS, "cpu", lambda device: recorder)
+    plain, replayed = (
+        lists(
+            generate(
+                model,
+                **prompts(),
+                **BLOCKS,
+                **settings,
+                end_token=end_token,
+                generator=torch.Generator().manual_seed(7),
+                record=record,
+            )
+        )
+        for record in (False, True)
+    )
+    assert replayed == plain
+    assert (recorder.eager, recorder.recorded) == (1, 1)
+    assert recorder.replayed in ([13] if end_token is None else range(14))
+
+
+def test_a_look_every_few_tokens_changes_no_greedy_text(model):
+    settings = {"max_new_tokens": 12, "temperature": 0, "end_token": 5}
+    seldom, each = (lists(generate(model, **prompts(), **settings, look_every=n)) for n in (5, 1))
+    assert seldom == each
+
+
+def test_no_number_is_looked_at_while_a_token_is_read_chosen_and_kept():
     """A recording could not do that; nor can the meta device."""
+    texts = Continuations(torch.zeros(2, 4, dtype=torch.long), None, 8, 5, 12)
     with torch.device("meta"):
         decoder = CachedDecoder(GPT2Model(CONFIG), 12, fixed=True)
         decoder.read(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long))
         logits = decoder.logits(*[torch.zeros(2, 1, dtype=torch.long)] * 2)
-    assert logits.shape == (2, VOCABULARY)
+        assert logits.shape == (2, VOCABULARY)
+        choice = BlindChoice(2, logits.device, 16, 0.7, top_k=3, top_p=0.9, generator=None)
+    for name in ("tokens", "lengths", "ends", "done", "each"):
+        setattr(texts, name, getattr(texts, name).to("meta"))
+    texts.append(choice(logits))
+
+
+def test_choices_without_a_look_are_drawn_from_the_same_nucleus():
+    row, block, rows = random_logits()[0], 8, 4000
+    generator = torch.Generator().manual_seed(3)
+    how = {"temperature": 0.8, "top_k": 30, "top_p": 0.7}
+    blind = BlindChoice(rows, row.device, block, **how, generator=generator)
+    blind.look()
+    drawn = torch.cat([blind(row.expand(rows, -1)) for _ in range(block)])
+    kept = keep_top_p(keep_top_k(row[None] / 0.8, 30), 0.7)
+    found = torch.bincount(drawn, minlength=len(row)) / len(drawn)
+    assert set(drawn.tolist()) == set(kept[0].isfinite().nonzero()[:, 0].tolist())
+    torch.testing.assert_close(found, kept[0].softmax(-1), rtol=0, atol=0.01)
+
+
+def test_logits_that_are_not_finite_are_refused_at_the_next_look():
+    blind = BlindChoice(2, torch.device("cpu"), 4, 0.7, top_k=0, top_p=0.9, generator=None)
+    blind.look()
+    blind(torch.full((2, VOCABULARY), -math.inf).index_fill_(1, torch.tensor([3]), 0.0))
+    blind.look()
+    blind(torch.tensor([[0.0, 1.0], [0.0, math.nan]]))
+    blind(torch.zeros(2, 2))
+    with pytest.raises(InputError, match="a logit is not finite, so that no token can be drawn"):
+        blind.look()
