@@ -41,13 +41,13 @@ class BlindChoice:
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.generator = generator
         self.uniform = torch.zeros(block, rows, 1, dtype=widest_float(device), device=device)
-        self.call = torch.zeros(1, dtype=torch.long, device=device)  # since the last look
+        self.call = torch.zeros(1, dtype=torch.long, device=device)  # since a look
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def look(self) -> None:
         check_sound(self.finite)
         self.uniform.uniform_(generator=self.generator)
-        self.call.zero_()
+        self.call.fill_(-1)
 
     def __call__(self, logits):
         """(b, v) -> (b,), as `choose`."""
@@ -57,9 +57,8 @@ class BlindChoice:
             return likeliest
         logits = keep_top_p(keep_top_k(logits.float() / self.temperature, self.top_k), self.top_p)
         running = logits.softmax(dim=-1).cumsum(dim=-1, dtype=self.uniform.dtype)
-        uniform = self.uniform.index_select(0, self.call)[0]
         self.call += 1
-        return pick(running, uniform)
+        return pick(running, self.uniform.index_select(0, self.call)[0])
 
 
 def draw_from_nucleus(probabilities, top_p: float, generator=None):

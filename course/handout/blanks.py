@@ -156,6 +156,6 @@ Divide by the temperature, keep the k likeliest and then the nucleus, draw with 
 torch.multinomial draws from probabilities.""",
         test="test_15_choose.py",
         part=("temperature", "top_p"),
-        helpers=("ATTEMPTS", "draw_from_nucleus", "draw", "pick"),
+        helpers=("ATTEMPTS", "draw_from_nucleus", "draw"),
     ),
 )
