@@ -118,15 +118,13 @@ def command(main):
             if not is_out_of_memory(error):
                 raise
             message = "out of memory: give a smaller --batch_size or --model_size"
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             interrupt.came = False  # a notebook goes on
-            leave(f"interrupted: {WHOLE}", 130)
-        except Stopped as stopped:
-            name = signal.Signals(stopped.number).name
-            how = "interrupted" if stopped.number == signal.SIGINT else f"stopped by {name}"
+            leave_stopped(end, WHOLE)
+        except Stopped as end:
             if int(os.environ.get("RANK", 0)) > 0:  # the first of torchrun's processes says it
-                sys.exit(128 + stopped.number)
-            leave(f"{how}: {WHOLE}", 128 + stopped.number)
+                sys.exit(128 + end.number)
+            leave_stopped(end, WHOLE)
         leave(f"error: {message}", 2)
 
     return run
@@ -152,6 +150,14 @@ def leave(message: str, code: int):
         time.sleep(PATIENCE)
     print(excerpt(message, LONGEST), file=sys.stderr)
     sys.exit(code)
+
+
+def leave_stopped(end: KeyboardInterrupt | Stopped, message: str):
+    """Exit after a Ctrl-C or a signal with a line that says which, and then the message."""
+    number = getattr(end, "number", signal.SIGINT)
+    name = signal.Signals(number).name
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {name}"
+    leave(f"{how}: {message}", 128 + number)
 
 
 def _end_imports(kind, error, trace) -> None:

@@ -14,12 +14,13 @@ What is recorded there is not run again, so an interrupted command goes on where
 import argparse
 from pathlib import Path
 
-from engine.errors import Parser, command
+from engine.errors import Parser, command, leave_stopped
 
 # isort: split
 
 from benchmarks import tables
 from benchmarks.provenance import add_commit_flag, check_committed
+from engine.signals import Stopped
 from studies.entries import load
 from studies.records import Records
 from studies.runner import Runner
@@ -73,7 +74,10 @@ def main():
         return
     check_committed(args)
     print(budget(studies, records, args), flush=True)
-    Runner(studies, records, args).run()
+    try:
+        Runner(studies, records, args).run()
+    except (KeyboardInterrupt, Stopped) as end:
+        leave_stopped(end, "the same command goes on with what is missing")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,8 @@ def answer(study: Study, one: Contestant, metric: str, added: list[float]) -> st
     if reached < len(added):
         return f"can't tell: {reached} of {len(added)} seeds get there"
     low, high = interval(added)
+    if one.seeds == study.contestant(study.baseline).seeds == "none":
+        low = high = added[0]  # nothing is drawn: the difference is exact
     more_is_better = study.more_is_better and metric == study.figure  # costs: less is better
     better, worse = (low > 0, high < 0) if more_is_better else (high < 0, low > 0)
     if better or worse:

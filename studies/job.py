@@ -100,8 +100,8 @@ class Job:
         share = {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // self.place.jobs, 1))}
         with open(log, "a", encoding="utf-8") as out:
             argv = [ROOT / "studies" / "measured.py", report, *words]
-            options = {"cwd": ROOT, "env": os.environ | share, "stdout": out}
-            child = start_child(argv, stderr=subprocess.STDOUT, **options)
+            options = {"cwd": ROOT, "env": os.environ | share, "start_new_session": True}
+            child = start_child(argv, stdout=out, stderr=subprocess.STDOUT, **options)
             with self.place.watching(child):
                 code = child.wait()
         if code:

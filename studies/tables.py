@@ -128,7 +128,7 @@ def one_table(study: Study, records: list[dict]) -> str:
         cells = [one.name + rate_of(table, one.name)]
         for metric in metrics:
             found = list(values(table, one.name, metric).values())
-            empty = NONE if len(values(table, one.name, metrics[0])) else NOT_YET
+            empty = NONE if values(table, one.name, study.figure) else NOT_YET
             cells.append(mean_and_spread(found, FORMATS[metric]) if found else empty)
             if metric not in NOT_COMPARED:
                 cells.append(difference(study, table, one.name, metric))

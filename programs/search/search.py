@@ -27,13 +27,12 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.errors import InputError, Parser, command, leave, optional
+from engine.errors import InputError, Parser, command, leave_stopped, optional
 from engine.files import atomic_path, check_writable, is_alive
 from engine.run_lock import RunLock
 from engine.signals import Stopped
@@ -213,13 +212,7 @@ def main():
         for line in search(args, study):
             print(line, flush=True)
     except (KeyboardInterrupt, Stopped) as end:
-        number = getattr(end, "number", signal.SIGINT)
-        how = (
-            "interrupted"
-            if number == signal.SIGINT
-            else f"stopped by {signal.Signals(number).name}"
-        )
-        leave(f"{how}: the same command goes on with this study", 128 + number)
+        leave_stopped(end, "the same command goes on with this study")
     finally:
         shutil.rmtree(args.stand_in_folder, ignore_errors=True)
     for line in report(args, study):

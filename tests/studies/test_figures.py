@@ -60,6 +60,13 @@ def test_an_answer_needs_the_whole_interval_on_one_side(added, fields, said):
     assert answer(study, OTHER, study.figure, added) == said
 
 
+def test_a_difference_of_two_that_draw_nothing_is_exact():
+    words, others = Contestant("plain", seeds="none"), Contestant("other", seeds="none")
+    study = study_of(words, others)
+    assert [answer(study, others, "dev_acc", [added]) for added in (0.1, -0.1)] == ["yes", "no"]
+    assert answer(study_of(PLAIN, others), others, "dev_acc", [0.1]).endswith("one seed")
+
+
 def test_runs_that_share_seeds_have_no_interval():
     both = Contestant("both", combine=2)
     assert answer(study_of(PLAIN, both), both, "dev_acc", [1.0, 1.1, 1.2]).startswith("can't tell")
