@@ -39,7 +39,8 @@ QUICK = {  # contestants of each study that make no difference to how its runs a
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("tiny"), positions=1024)
+    shape = {"hidden_size": 64, "positions": 1024}  # int4 has groups of 64 inputs
+    return write_model(tmp_path_factory.mktemp("tiny"), **shape)
 
 
 def done(name: str, model, folder) -> list[dict]:
