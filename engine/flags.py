@@ -5,19 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
-from engine.devices import device_type, has_bf16_units, has_fp16_units, has_tf32
 from engine.errors import InputError
-from engine.extension import load_extensions, technique_of
+from engine.machine_flags import check_precision
 from engine.options import FitOptions
-from engine.parallel import Worker, world_size_of_torchrun
+from engine.parallel import Worker
 from engine.predicting import MOST_ROWS
 from engine.settings import Settings
-
-WHOLE_WEIGHTS = {  # flags that do not go with --shard, and why
-    "checkpoint": "it trains nothing",
-    "compile": "no compiled shards",
-    "fp16": "each process would see overflows of its own",
-}
 
 
 def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = None) -> None:
@@ -208,40 +201,6 @@ def check_fit_flags(args) -> None:
     check_range(args, "warmup", 0, 1)
     check_range(args, "seed", 0, 2**32 - 1)
     check_precision(args)
-
-
-def check_precision(args) -> None:
-    """Refuse a precision that the machine is not made for."""
-    kind = device_type(args.use_gpu)
-    if args.bf16 and args.fp16:
-        raise InputError("--bf16 and --fp16 are two precisions: give one of them")
-    if args.bf16 and not has_bf16_units(kind):
-        if args.use_gpu:
-            raise InputError("--bf16: this GPU has no bfloat16 units: give --fp16")
-        raise InputError("--bf16: CPUs without bf16 units are 30 times slower: add --use_gpu")
-    if args.fp16 and not has_fp16_units(kind):
-        raise InputError("--fp16: CPUs without fp16 units are 70 times slower: add --use_gpu")
-    if args.tf32 and not args.use_gpu:
-        raise InputError("--tf32: CPUs have no such format: add --use_gpu, or give --bf16")
-    if args.tf32 and not has_tf32(kind):
-        raise InputError("--tf32: this GPU has no such format: leave it out, or give --fp16")
-    if getattr(args, "shard", False):
-        check_shard(args)
-
-
-def check_shard(args) -> None:
-    """Refuse what does not go with sharded weights."""
-    if world_size_of_torchrun() == 1:
-        raise InputError(
-            "--shard: one process, there is nobody to share with: start it by "
-            "torchrun --nproc_per_node=2 …, or leave --shard out"
-        )
-    for name, why in WHOLE_WEIGHTS.items():
-        if getattr(args, name):
-            raise InputError(f"--shard: not with --{name} ({why}): leave one of them out")
-    whole = [technique_of(e) for e in load_extensions(args.extension) if not e.shardable]
-    if whole:
-        raise InputError(f"--shard: {', '.join(whole)}: needs whole weights: leave one of them out")
 
 
 def fit_options(args, metric: str, maximize: bool = True) -> FitOptions:

@@ -81,7 +81,7 @@ def test_one_line_says_what_is_wrong_and_nothing_is_lost(case, place, monkeypatc
     if "--resume" not in words:
         monkeypatch.setattr("engine.task.fit", checked_folder_then_no_training)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: device != "cpu")
+    monkeypatch.setattr("engine.machine_flags.has_bf16_units", lambda device: device != "cpu")
     with pytest.raises(SystemExit) as stop:
         call_main(monkeypatch, program, *words)
     check_output(case, stop.value.code, capsys.readouterr().err)

@@ -347,7 +347,7 @@ def test_each_program_trains_in_float16_and_predicts_in_float32(program, tmp_pat
     work_in(monkeypatch, tmp_path)
     write_course("data", rows=16)
     write_model("model")
-    monkeypatch.setattr("engine.flags.has_fp16_units", lambda kind: True)
+    monkeypatch.setattr("engine.machine_flags.has_fp16_units", lambda kind: True)
     monkeypatch.setitem(pretrain.SHAPES, "mini", replace(TINY, vocab_size=300))
     monkeypatch.setattr("engine.stages.draw", lambda *_: None)
     kinds = {True: set(), False: set()}  # of products of matrices, by whether the model trains

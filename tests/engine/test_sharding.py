@@ -75,7 +75,7 @@ def test_two_sharded_workers_follow_the_single_process(name, place, monkeypatch,
 
 @pytest.mark.slow
 def test_in_bfloat16_shares_and_copies_give_the_same_bits(place, monkeypatch, run_workers):
-    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: True)
+    monkeypatch.setattr("engine.machine_flags.has_bf16_units", lambda device: True)
     for folder, how in (("copies", []), ("shares", ["--shard"])):
         run_workers(*flags_of("sonnet", 4), "--bf16", "--runs_dir", folder, *how)
     assert_same(stored("copies")["model"], stored("shares")["model"], atol=0)

@@ -394,7 +394,7 @@ def metrics(folder: Path) -> list[dict]:
 
 def test_in_float16_too_it_begins_at_log_2_and_gains(trained, place, monkeypatch, capsys):
     """Both sides of the ratio are computed in the precision of training."""
-    monkeypatch.setattr("engine.flags.has_fp16_units", lambda kind: True)
+    monkeypatch.setattr("engine.machine_flags.has_fp16_units", lambda kind: True)
     words = ("--epochs", "2", "--lr", "1e-3", "--kinds", "shuffled", "--fp16")
     start(monkeypatch, "sonnet", *words, checkpoint=trained["sonnet"])
     assert "At the start: dev loss :: 0.693" in capsys.readouterr().out

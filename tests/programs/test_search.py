@@ -440,7 +440,7 @@ def test_an_unknown_flag_is_said_before_any_trial(place, monkeypatch, capsys):
 
 
 def test_a_study_of_other_flags_is_not_mixed(place, monkeypatch, capsys, refused):
-    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: True)
+    monkeypatch.setattr("engine.machine_flags.has_bf16_units", lambda device: True)
     words = ["--trials", "1", "--study", "mine"]
     run(monkeypatch, *words, *SPACE, *TASK)
     capsys.readouterr()
@@ -469,7 +469,7 @@ def test_a_file_that_is_no_database_is_refused(place, monkeypatch, refused):
 )
 @pytest.mark.parametrize("password", ["hunter22", "p%40ss%2Fword", "with@sign"])
 def test_a_password_is_never_shown(url, password, place, monkeypatch, capsys):
-    monkeypatch.setattr("engine.flags.has_bf16_units", lambda device: True)
+    monkeypatch.setattr("engine.machine_flags.has_bf16_units", lambda device: True)
     with pytest.raises(SystemExit):
         run(monkeypatch, "--storage", url.format(password), *SPACE, *TASK)
     said = "".join(capsys.readouterr())
