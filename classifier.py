@@ -57,7 +57,6 @@ class GPT2SentimentClassifier(nn.Module):
 class Sentiment(ClassificationTask):
     """SST or CFIMDB, by name."""
 
-    description = __doc__.splitlines()[0]
     model = GPT2SentimentClassifier
     columns, column = ("sentence", "sentiment"), "Predicted_Sentiment"
     output_flags, trial = ("dev_out", "test_out"), "text"

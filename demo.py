@@ -51,7 +51,7 @@ def majority_accuracy(data: Path) -> float:
 
 @command
 def main():
-    Parser(description=__doc__.splitlines()[0]).parse_args()
+    Parser(__doc__).parse_args()
     data, flags = Path("data"), COURSE
     if not (ROOT / data / data_file("sst", "train")).exists():
         data, flags = data / "sample", SAMPLE

@@ -112,7 +112,7 @@ def report_table(rows: dict[str, dict[str, float]]) -> str:
 
 @command
 def main():
-    parser = Parser(description="Score generated sonnets against the true ones.")
+    parser = Parser(__doc__, description="Score generated sonnets against the true ones.")
     parser.add_argument("--sonnets", default="predictions/generated_sonnets_dev.txt")
     parser.add_argument("--gold", default=data_path("sonnet", "gold"))
     parser.add_argument("--prompts", help="the given lines; default: the first three of --gold")

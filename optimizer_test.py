@@ -46,7 +46,7 @@ def train(optimizer_class=AdamW) -> torch.Tensor:
 
 @command
 def main() -> None:
-    Parser(description=__doc__.splitlines()[0]).parse_args()
+    Parser(__doc__).parse_args()
     reference, weights = torch.tensor(np.load(REFERENCE)), train()
     print("expected", reference.tolist())
     print("found   ", weights.tolist())

@@ -78,7 +78,6 @@ class Paraphrase(ClassificationTask):
     """Quora question pairs; prediction files have GPT-2's tokens of "no" and "yes"."""
 
     name, command = "paraphrase", ("paraphrase_detection.py",)
-    description = __doc__.splitlines()[0]
     model = ParaphraseGPT
     columns = ("sentence1", "sentence2", "is_duplicate")
     output_flags, trial = ("para_dev_out", "para_test_out"), "pair"

@@ -121,7 +121,7 @@ def write_zip(path: Path, files: dict[str, Path]) -> None:
 
 @command
 def main(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, default=ROOT, help="the tree (default: %(default)s)")
     parser.add_argument("--data_dir", type=Path, help="default: data in the tree")
     parser.add_argument("--runs_dir", type=Path, help="default: runs in the tree")

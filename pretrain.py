@@ -187,7 +187,7 @@ def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--text", nargs="+", required=True, help="UTF-8 files, also .xz or .gz")
     parser.add_argument("--valid", nargs="*", default=[], help="default: the end of --text")
     parser.add_argument("--out", required=True, help="the folder of the trained model")

@@ -59,7 +59,7 @@ def example_batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("model_size", nargs="?", default="gpt2", help="a size, hub name or folder")
     model_size = parser.parse_args().model_size
     ours = load_gpt2(model_size, **model_size_to_params(model_size))

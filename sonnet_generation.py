@@ -71,7 +71,6 @@ class Sonnets(Task):
     """The dev loss chooses the epoch; the prompts of dev and test are continued."""
 
     name, command = "sonnet", ("sonnet_generation.py",)
-    description = __doc__.splitlines()[0]
     model = SonnetGPT
     metric, maximize = "dev_loss", False
     splits, tested = ("train", "dev"), ()

@@ -124,7 +124,7 @@ def random_folder(size: str, tokenizer: str) -> str:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument(
         "--model_size", nargs="+", default=["gpt2"], help="folders or names, one after the other"
     )

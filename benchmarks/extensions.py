@@ -185,7 +185,7 @@ PARTS = {"techniques": techniques, "sizes": sizes, "attention": attention}
 
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of the techniques' part")
     large = [size for size in SIZES if size != "gpt2"]

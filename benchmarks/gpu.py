@@ -57,7 +57,7 @@ def default_data() -> str:
 
 def get_args(argv=None):
     """(minutes, the arguments of core.py)."""
-    parser = Parser(description=__doc__.splitlines()[0], add_help=False)
+    parser = Parser(__doc__, epilog="All other flags are core.py's: benchmarks/core.py --help.")
     parser.add_argument("--minutes", type=float, default=8.0)
     own, others = parser.parse_known_args(argv)
     return own.minutes, core.get_args([*DEFAULTS, "--data_dir", default_data(), *others])

@@ -153,7 +153,7 @@ def draw(results: dict, path) -> None:
 
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--text", nargs="+", required=True)
     parser.add_argument("--valid", nargs="+", required=True)
     parser.add_argument("--size", choices=pretrain.SHAPES, default="mini")

@@ -167,7 +167,7 @@ def table(results: dict) -> str:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=pretrain.SHAPES, default=["mini", "gpt2"])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--block", type=int, default=1024)

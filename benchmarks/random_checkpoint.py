@@ -35,7 +35,7 @@ def write_random_checkpoint(size: str, tokenizer: Path, out: Path, seed: int = 0
 
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="gpt2")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with its files")
     parser.add_argument("--out", type=Path, required=True)

@@ -141,7 +141,7 @@ def run(args, results: dict, log) -> None:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--size", choices=SHAPES, default="gpt2", help="of length and batch")
     parser.add_argument("--lengths", nargs="*", type=int, default=[64, 128, 256, 512, 1024])

@@ -166,7 +166,7 @@ def write() -> None:
 
 @command
 def main():
-    Parser(description=__doc__.splitlines()[0]).parse_args()
+    Parser(__doc__).parse_args()
     write()
 
 

@@ -219,7 +219,7 @@ def _blobs(text: bytes, where: str) -> dict[str, Blob]:
 
 @command
 def main(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     here = Path(__file__).resolve().parent
     parser.add_argument("--from", dest="source", type=Path, help="a folder that has the files")
     parser.add_argument("--force", action="store_true", help="replace files that are wrong")

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from engine.help import HelpFormatter, examples, summary
 from engine.signals import Stopped, interrupt, stop_signals, watch_interrupts
 
 NOT_BEGUN = "interrupted: nothing was begun"
@@ -66,13 +67,18 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A program's flags; a wrong one is an InputError, and so one line."""
+    """A program's flags; a wrong one is an InputError, and so one line.
 
-    def __init__(self, **options):
-        package = getattr(getattr(sys.modules["__main__"], "__spec__", None), "parent", None)
-        if package:  # python -m package
-            options.setdefault("prog", f"python -m {package}")
-        super().__init__(**options)
+    doc: the program's docstring, of which `--help` shows the first line and the commands.
+    """
+
+    def __init__(self, doc: str = "", **options):
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if getattr(spec, "parent", None):  # python -m package
+            options.setdefault("prog", f"python -m {spec.name.removesuffix('.__main__')}")
+        epilog = "\n\n".join(filter(None, (options.pop("epilog", ""), examples(doc))))
+        options = {"description": summary(doc), "formatter_class": HelpFormatter} | options
+        super().__init__(**options, epilog=epilog)
         self.register("type", int, _integer)
         self.register("type", float, _number)
 

@@ -3,6 +3,7 @@
 A task script says in a subclass of `Task` what is special about its task, and ends in `run_tasks`.
 """
 
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -46,12 +47,16 @@ class Task:
 
     name: str
     command: tuple[str, ...]
-    description: str
     model: type[nn.Module]
     metric, maximize = "dev_acc", True
     splits, tested = ("train", "dev", "test"), ("dev", "test")
     output_flags: tuple[str, str]
     trial = ""
+
+    @property
+    def doc(self) -> str:
+        """The docstring of the task's file, of which `--help` tells."""
+        return sys.modules[type(self).__module__].__doc__ or ""
 
     # -- flags ------------------------------------------------------------------------------------
 
@@ -65,7 +70,7 @@ class Task:
 
     def get_args(self, argv=None) -> Settings:
         """The flags of a command line; None: of this process."""
-        parser = Parser(description=self.description)
+        parser = Parser(doc=self.doc)
         self.add_arguments(parser)
         settings = self.resolve(in_data_dir(Settings.parse(parser, argv)))
         check_fit_flags(settings)

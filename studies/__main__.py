@@ -11,7 +11,6 @@ The studies are declared in studies/suites/; each run becomes a line of studies/
 What is recorded there is not run again, so an interrupted command goes on where it stopped.
 """
 
-import argparse
 from pathlib import Path
 
 from engine.errors import Parser, command, leave_stopped
@@ -30,7 +29,7 @@ RESULTS, TRIED = "studies/results/", "runs/studies/tried/"
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     run = commands.add_parser("run", help="do the runs that are missing")
     add_choice(run)

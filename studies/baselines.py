@@ -157,7 +157,7 @@ BASELINES = {
 
 @command
 def main():
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("baseline", choices=BASELINES)
     parser.add_argument("--task", choices=TASKS, default="sst")
     parser.add_argument("--model_size", default="gpt2-mini")

@@ -50,7 +50,7 @@ def _vulnerabilities(package: dict) -> list[str]:
 
 @command
 def main():
-    Parser(description=__doc__.splitlines()[0]).parse_args()
+    Parser(__doc__).parse_args()
     files = [word for name in REQUIREMENTS for word in ("--requirement", name)]
     words = [sys.executable, "-m", "pip_audit"]
     if subprocess.run([*words, "--version"], capture_output=True).returncode:

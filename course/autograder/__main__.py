@@ -21,7 +21,7 @@ from course.gold import SPLITS, scored
 
 
 def parser() -> Parser:
-    made = Parser(description=__doc__.splitlines()[0])
+    made = Parser(__doc__)
     programs = made.add_subparsers(dest="program", required=True)
     grading = programs.add_parser("grade", help="grade one submission")
     grading.add_argument("submission", type=Path, help="a zip, or a folder")

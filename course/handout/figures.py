@@ -146,7 +146,7 @@ FIGURES: dict[str, Callable[[], Sketch]] = {
 
 @command
 def main(argv=None):
-    Parser(description=__doc__.splitlines()[0]).parse_args(argv)
+    Parser(__doc__).parse_args(argv)
     for name, draw in FIGURES.items():
         write(draw(), FOLDER / f"{name}.svg")
     print(f"{FOLDER}: {', '.join(FIGURES)}")

@@ -102,7 +102,7 @@ def _image(token, source: Path) -> str:
 
 @command
 def main(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0].split(":")[0] + ".")
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="the HTML file")
     args = parser.parse_args(argv)
     with atomic_write(args.out) as file:

@@ -68,7 +68,7 @@ def write_starter(
 
 @command
 def main(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("out", type=Path, help="a new or empty folder")
     parser.add_argument(
         "--with-extensions",
@@ -80,7 +80,3 @@ def main(argv=None):
     blanks = () if args.solution else BLANKS
     count = write_starter(ROOT, args.out, blanks, extensions=args.with_extensions)
     print(f"{args.out}: {count} files, {len(blanks)} bodies to write")
-
-
-if __name__ == "__main__":
-    main()

@@ -27,7 +27,7 @@ from engine.flags import check_range
 
 
 def get_args(argv=None):
-    parser = Parser(description="Score submissions, keep their history, write the site.")
+    parser = Parser(__doc__, description="Score submissions, keep their history, write the site.")
     parser.add_argument("submissions", type=Path, help="a folder of zips, or Gradescope's export")
     parser.add_argument("--gold", type=Path, required=True, help="the folder of the answers")
     parser.add_argument("--out", type=Path, default=Path("site"), help="default: %(default)s")

@@ -197,7 +197,7 @@ def check(args) -> list[str]:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--task", choices=TASKS, required=True)
     methods = list(dict.fromkeys(name for task in TASKS.values() for name in methods_of(task)))
     parser.add_argument("--methods", nargs="+", choices=methods, default=[])

@@ -185,7 +185,7 @@ def run(args, worker, say) -> None:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--checkpoint", metavar="FILE", help="a sonnet run's best.safetensors")
     parser.add_argument("--model_size", default="gpt2", help="without --checkpoint: as it is")
     parser.add_argument(

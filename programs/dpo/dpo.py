@@ -186,7 +186,7 @@ def run(args, worker: Worker) -> None:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0], conflict_handler="resolve")
+    parser = Parser(__doc__, conflict_handler="resolve")
     parser.add_argument("--task", choices=PREFERENCES, default="sonnet")
     parser.add_argument("--loss", choices=BETAS, default="dpo")
     betas = ", ".join(f"{name} {beta:g}" for name, beta in BETAS.items())

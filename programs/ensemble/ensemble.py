@@ -186,7 +186,7 @@ def compare_command(gold, out) -> str:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--task", choices=CLASSIFICATION, help="that of the checkpoints")
     parser.add_argument("--checkpoint", action="append", default=[], metavar="FILE")
     parser.add_argument("--weights", choices=("uniform", "fitted"), default="uniform")

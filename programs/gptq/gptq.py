@@ -192,7 +192,7 @@ def run_key(args, texts: TokenDataset, batch_size: int) -> str:
 
 
 def get_args(argv=None):
-    parser = make_parser(__doc__.splitlines()[0], bits=4)
+    parser = make_parser(__doc__, bits=4)
     parser.add_argument(
         "--calibration",
         nargs="+",

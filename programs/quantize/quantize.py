@@ -97,10 +97,10 @@ def use(args, job: Job) -> None:
 # -- flags -----------------------------------------------------------------------------------------
 
 
-def make_parser(description: str, bits: int):
+def make_parser(doc: str, bits: int):
     """The flags that quantize and gptq share."""
     parser = Parser(
-        description=description,
+        doc,
         epilog="All other flags are the task's own, as --data_dir, --limit, --batch_size, "
         "--use_gpu and those that name its prediction files.",
         allow_abbrev=False,
@@ -157,7 +157,7 @@ def recipe_of(args) -> Recipe:
 
 
 def get_args(argv=None):
-    parser = make_parser(__doc__.splitlines()[0], bits=INT8)
+    parser = make_parser(__doc__, bits=INT8)
     parser.add_argument("--quantized", metavar="FILE", help="use this file of integers")
     args, args.rest = parser.parse_known_args(argv)
     if (args.checkpoint is None) == (args.quantized is None):

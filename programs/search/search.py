@@ -149,7 +149,7 @@ def get_args(argv=None):
     words = sys.argv[1:] if argv is None else list(argv)
     cut = words.index("--") if "--" in words else len(words)
     parser = Parser(
-        description=__doc__.splitlines()[0],
+        __doc__,
         usage="python -m programs.search --space NAME=VALUES … [options] -- PROGRAM.py [flags]",
     )
     parser.add_argument("--space", nargs="+", required=True, metavar="NAME=VALUES")

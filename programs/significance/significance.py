@@ -197,7 +197,7 @@ def verdict(result: Comparison, names: list[str], n: int) -> str:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--gold", required=True, metavar="FILE", help="data with labels: a dev set")
     for name in ("a", "b"):
         text = f"predictions of system {name.upper()}, a file a run (seed)"

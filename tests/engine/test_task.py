@@ -34,7 +34,7 @@ class Classifier(nn.Module):
 class Praise(ClassificationTask):
     """A fourth task: whether a text says "good"."""
 
-    name, command, description = "praise", ("praise.py",), "Is it praise?"
+    name, command = "praise", ("praise.py",)
     model = Classifier
     columns, column, classes = ("sentence", "sentiment"), "Praise", {0: "no", 1: "yes"}
     output_flags = ("dev_out", "test_out")

@@ -114,7 +114,7 @@ def described(number: int, chain: Chain) -> str:
 
 
 def get_args(argv=None):
-    parser = Parser(description=__doc__.splitlines()[0])
+    parser = Parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, help="default: drawn anew and shown")
     names = [job.name for job in JOBS]
