@@ -184,9 +184,10 @@ class RunFolder:
             with atomic_write(self.path / "metrics.jsonl") as file:
                 file.writelines(json.dumps(record) + "\n" for record in history)
 
-    def draw_curves(self, history: list[dict], metric: str) -> None:
+    def draw_curves(self, history: list[dict], metric: str, best_epoch: int) -> None:
         if self.writes:
-            plot_curves(history, self.path / "curves.png", metric)
+            title = f"{self.task}, {getattr(self.settings, 'model_size', self.name)}"
+            plot_curves(history, self.path / "curves.png", metric, best_epoch, title)
 
 
 def _unnamed(key: str) -> bool:

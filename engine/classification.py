@@ -73,9 +73,10 @@ class ClassificationTask(Task):
         return F.cross_entropy(logits, batch["labels"], reduction="sum")
 
     def evaluate(self, model, loader, device, forward=forward_tokens):
-        """Accuracy and macro-F1 on the dev set."""
-        scores = accuracy_and_f1(predict(model, loader, device, forward))
-        return {"dev_acc": scores["acc"], "dev_f1": scores["f1"]}
+        """Loss, accuracy and macro-F1 on the dev set."""
+        predictions = predict(model, loader, device, forward, self.loss_fn)
+        scores = accuracy_and_f1(predictions)
+        return {"dev_loss": predictions.loss, "dev_acc": scores["acc"], "dev_f1": scores["f1"]}
 
     def test(self, settings, model, loaders, worker, made_by):
         """Write the predictions for dev and test."""

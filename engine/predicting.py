@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
@@ -11,16 +12,21 @@ from engine.devices import free_cache
 from engine.errors import is_out_of_memory
 from engine.sharding import parts_of
 
+Result = TypeVar("Result")
 MOST_ROWS = 256  # that a GPU reads at once without a gradient, memory permitting
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predicted classes of a loader's rows, in the file's order; labels where it has them."""
+    """Predicted classes of a loader's rows, in the file's order; labels where it has them.
+
+    loss: the mean one of a row, in nats, if `predict` was asked for it.
+    """
 
     sent_ids: list[str]
     predicted: list[int]
     labels: list[int]
+    loss: float | None = None
 
 
 def rows_at_once(device, on_cpu: int) -> int:
@@ -30,8 +36,8 @@ def rows_at_once(device, on_cpu: int) -> int:
 
 @torch.no_grad()
 def outputs(
-    model, batches: Iterable[dict], device, work: Callable[[dict], torch.Tensor]
-) -> Iterator[tuple[dict, torch.Tensor]]:
+    model, batches: Iterable[dict], device, work: Callable[[dict], Result]
+) -> Iterator[tuple[dict, Result]]:
     """Each batch with work(batch) on the device, dropout off; nobody waits for the device here.
 
     From when its memory runs out, a batch comes in pieces of half as many rows; not with sharded
@@ -56,12 +62,21 @@ def outputs(
             pieces = [small for piece in pieces for small in split_batch(piece, most)]
 
 
-def predict(model, loader, device, forward=forward_tokens) -> Predictions:
-    """The likeliest class of every row of the loader; only at the end is a GPU waited for."""
-    classes, indices, sent_ids, labels = [], [], [], []
+def predict(model, loader, device, forward=forward_tokens, loss_fn=None) -> Predictions:
+    """The likeliest class of every row of the loader; only at the end is a GPU waited for.
+
+    loss_fn(logits, batch): the loss summed over a batch; None: of rows without labels.
+    """
+
+    def work(batch: dict) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits = forward(model, batch)
+        return logits.argmax(dim=-1), loss_fn and loss_fn(logits, batch)
+
+    classes, losses, indices, sent_ids, labels = [], [], [], [], []
     batches = tqdm(loader, desc="eval", leave=False, disable=None)
-    for batch, best in outputs(model, batches, device, lambda b: forward(model, b).argmax(dim=-1)):
+    for batch, (best, loss) in outputs(model, batches, device, work):
         classes.append(best)
+        losses.append(loss)
         rows = len(batch["sent_ids"])
         indices += batch.get("indices", range(len(indices), len(indices) + rows))
         sent_ids += batch["sent_ids"]
@@ -69,7 +84,9 @@ def predict(model, loader, device, forward=forward_tokens) -> Predictions:
     predicted = torch.cat(classes).tolist()
     columns = (sent_ids, predicted, labels)
     order = sorted(range(len(indices)), key=indices.__getitem__)
-    return Predictions(*([column[i] for i in order] if column else [] for column in columns))
+    ordered = ([column[i] for i in order] if column else [] for column in columns)
+    loss = sum(torch.stack(losses).tolist()) / len(predicted) if loss_fn else None
+    return Predictions(*ordered, loss)
 
 
 def accuracy_and_f1(predictions: Predictions) -> dict[str, float]:

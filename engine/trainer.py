@@ -214,7 +214,7 @@ class Trainer:
         progress.finished = self.is_over(progress)
         self.folder.write_metrics(progress.history)
         if progress.finished:
-            self.folder.draw_curves(progress.history, options.metric)
+            self.folder.draw_curves(progress.history, options.metric, progress.best_epoch)
         if self.worker.is_main:
             for extension in self.extensions:
                 extension.after_epoch(progress.history[-1], self.folder)

@@ -232,7 +232,7 @@ def test_a_worker_that_is_not_the_main_one_writes_nothing(tmp_path):
     other.save_best(Averager(), {})
     other.save_last({"step": 1})
     other.write_metrics(HISTORY)
-    other.draw_curves(HISTORY, "dev_acc")
+    other.draw_curves(HISTORY, "dev_acc", best_epoch=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -255,15 +255,29 @@ def test_resuming_what_was_never_begun_lists_what_there_is(tmp_path):
 def test_curves_show_both_figures(tmp_path, monkeypatch):
     from matplotlib import axes
 
-    drawn, plot = [], axes.Axes.plot
+    drawn, plot, line = [], axes.Axes.plot, axes.Axes.axvline
 
     def spy(self, x, y, *rest, **how):
-        drawn.append((list(x), list(y)))
+        drawn.append((how["label"], list(x), list(y)))
         return plot(self, x, y, *rest, **how)
 
+    def mark(self, x, *, label, **how):
+        drawn.append((label, x))
+        return line(self, x, label=label, **how)
+
     monkeypatch.setattr(axes.Axes, "plot", spy)
-    plot_curves(HISTORY, tmp_path / "c.png", "dev_acc")
-    assert drawn == [([0, 1], [1.5, 1.0]), ([0, 1], [0.4, 0.6])]
+    monkeypatch.setattr(axes.Axes, "axvline", mark)
+    plot_curves(HISTORY, tmp_path / "c.png", "dev_acc", best_epoch=1)
+    train, acc = ("training loss", [0, 1], [1.5, 1.0]), ("dev acc", [0, 1], [0.4, 0.6])
+    best = ("best epoch, 1: 0.600", 1)
+    assert drawn == [train, acc, best]
+    drawn.clear()
+    judged = [record | {"dev_loss": 2 - record["epoch"]} for record in HISTORY]
+    plot_curves(judged, tmp_path / "c.png", "dev_acc", best_epoch=1)
+    assert drawn == [train, ("dev loss", [0, 1], [2, 1]), acc, best]
+    drawn.clear()
+    plot_curves(judged[:1], tmp_path / "c.png", "dev_loss", best_epoch=0)
+    assert [label for label, *_ in drawn] == [train[0], "dev loss", "best epoch, 0: 2.000"]
 
 
 def test_the_commit_is_git_s_and_says_when_the_tree_differs(tmp_path, monkeypatch):
