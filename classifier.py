@@ -59,7 +59,8 @@ class Sentiment(ClassificationTask):
 
     model = GPT2SentimentClassifier
     columns, column = ("sentence", "sentiment"), "Predicted_Sentiment"
-    output_flags, trial = ("dev_out", "test_out"), "text"
+    output_flags = ("dev_out", "test_out")
+    trial, trial_texts = "text", ("a warm and funny film",)
 
     def __init__(self, name: str):
         self.name, self.command = name, ("classifier.py", "--dataset", name)

@@ -80,7 +80,8 @@ class Paraphrase(ClassificationTask):
     name, command = "paraphrase", ("paraphrase_detection.py",)
     model = ParaphraseGPT
     columns = ("sentence1", "sentence2", "is_duplicate")
-    output_flags, trial = ("para_dev_out", "para_test_out"), "pair"
+    output_flags = ("para_dev_out", "para_test_out")
+    trial, trial_texts = "pair", ("How old is she?", "What is her age?")
     column, classes, class_names = "Predicted_Is_Paraphrase", ANSWER_TOKENS, ("no", "yes")
 
     def add_arguments(self, parser):

@@ -74,7 +74,8 @@ class Sonnets(Task):
     model = SonnetGPT
     metric, maximize = "dev_loss", False
     splits, tested = ("train", "dev"), ()
-    output_flags, trial = ("dev_sonnet_out", "sonnet_out"), "prompt"
+    output_flags = ("dev_sonnet_out", "sonnet_out")
+    trial, trial_texts = "prompt", ("-",)
 
     def add_arguments(self, parser):
         add_paths(parser)

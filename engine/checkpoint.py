@@ -32,6 +32,8 @@ from engine.writer import Writer
 UNNAMED = {
     "use_gpu",
     "resume",
+    "quiet",
+    "json",
     "runs_dir",
     "save_minutes",
     "checkpoint",

@@ -12,6 +12,7 @@ from engine.parallel import Worker
 from engine.predicting import accuracy_and_f1, predict
 from engine.prediction_files import write_predictions, write_record
 from engine.records import warn_of_rows_in_both
+from engine.run_facts import majority_figures, wilson_interval
 from engine.settings import Settings
 from engine.task import Task
 from engine.trying import class_probabilities, classified, say_answer
@@ -77,6 +78,14 @@ class ClassificationTask(Task):
         predictions = predict(model, loader, device, forward, self.loss_fn)
         scores = accuracy_and_f1(predictions)
         return {"dev_loss": predictions.loss, "dev_acc": scores["acc"], "dev_f1": scores["f1"]}
+
+    def references(self, figures, loaders):
+        """The majority class's figures, and the interval of the accuracy."""
+        training, dev = (loaders[split].dataset.labels for split in ("train", "dev"))
+        majority = majority_figures(training, dev)
+        found = {name: {"majority": majority[name]} for name in majority}
+        interval = wilson_interval(figures["dev_acc"], len(dev))
+        return found | {"dev_acc": found["dev_acc"] | {"interval": interval, "rows": len(dev)}}
 
     def test(self, settings, model, loaders, worker, made_by):
         """Write the predictions for dev and test."""

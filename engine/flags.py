@@ -25,6 +25,19 @@ def add_task_arguments(parser, lr: float | None = 1e-5, lr_help: str | None = No
     add_max_length(parser)
     add_fit_arguments(parser)
     add_shard(parser)
+    add_report_arguments(parser.add_argument_group("what it says"))
+
+
+def add_report_arguments(group) -> None:
+    """How much a task says, and to whom."""
+    group.add_argument(
+        "--quiet", action="store_true", help="nothing but warnings, errors and the results"
+    )
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a line on stdout: start, epochs and end of training, or answers",
+    )
 
 
 def add_fit_arguments(parser) -> None:

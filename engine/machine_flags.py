@@ -31,6 +31,13 @@ def check_precision(args) -> None:
         check_shard(args)
 
 
+def precision_name(args) -> str:
+    """In words, what training computes in."""
+    names = {"bf16": "bfloat16 autocast", "fp16": "float16 autocast with a loss scale"}
+    names |= {"tf32": "float32 with TF32 products"}
+    return " and ".join(name for flag, name in names.items() if getattr(args, flag)) or "float32"
+
+
 def check_shard(args) -> None:
     """Refuse what does not go with sharded weights."""
     if world_size_of_torchrun() == 1:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
 from engine.batches import forward_tokens, split_batch, to_device
 from engine.devices import free_cache
 from engine.errors import is_out_of_memory
+from engine.progress_bar import Bar
 from engine.sharding import parts_of
 
 Result = TypeVar("Result")
@@ -73,7 +73,7 @@ def predict(model, loader, device, forward=forward_tokens, loss_fn=None) -> Pred
         return logits.argmax(dim=-1), loss_fn and loss_fn(logits, batch)
 
     classes, losses, indices, sent_ids, labels = [], [], [], [], []
-    batches = tqdm(loader, desc="eval", leave=False, disable=None)
+    batches = Bar(loader, "eval")
     for batch, (best, loss) in outputs(model, batches, device, work):
         classes.append(best)
         losses.append(loss)

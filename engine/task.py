@@ -28,6 +28,8 @@ from engine.flags import (
 from engine.hub import load_tokenizer
 from engine.inputs import run_inputs
 from engine.parallel import Worker, joined_worker, seed_everything, seed_worker
+from engine.run_facts import end_facts, prediction_facts, start_facts
+from engine.run_report import Report, reporting
 from engine.settings import Settings
 from engine.sharding import whole_weights
 from engine.training import fit
@@ -42,7 +44,8 @@ class Task:
     name: of its run folders and checkpoints. command: the program and the flags that choose it.
     metric: the figure of `evaluate` that decides the best epoch. splits: what its loaders are of;
     tested: those of them that `test` reads. output_flags: of the two prediction files. trial: the
-    flag, as an attribute of the settings, of texts of one's own that a trained model is tried on.
+    flag, as an attribute of the settings, of texts of one's own that a trained model is tried on;
+    trial_texts: an example of them.
     """
 
     name: str
@@ -51,7 +54,7 @@ class Task:
     metric, maximize = "dev_acc", True
     splits, tested = ("train", "dev", "test"), ("dev", "test")
     output_flags: tuple[str, str]
-    trial = ""
+    trial, trial_texts = "", ()
 
     @property
     def doc(self) -> str:
@@ -144,6 +147,10 @@ class Task:
     def check_test(self, settings: Settings, model) -> None:
         """Refuse, before training, what `test` would refuse."""
 
+    def references(self, figures: dict[str, float], loaders: dict) -> dict[str, dict]:
+        """What dev figures are to be compared with: "interval", "rows", "majority" of each."""
+        return {}
+
     def test(self, settings: Settings, model, loaders: dict, worker: Worker, made_by) -> None:
         """Write the predictions; made_by: the run's folder or the checkpoint."""
         raise NotImplementedError
@@ -153,8 +160,17 @@ class Task:
         raise NotImplementedError
 
 
-def train(task: Task, settings: Settings, model, loaders: dict, folder: RunFolder, worker: Worker):
+def train(
+    task: Task,
+    settings: Settings,
+    model,
+    loaders: dict,
+    folder: RunFolder,
+    worker: Worker,
+    report: Report | None = None,
+):
     """Fine-tune; afterwards the model holds its best epoch."""
+    said = {"log": report.log, "on_epoch": report.epoch} if report else {}
     part, loaders, forward = task.trained_part(settings, model, loaders, worker)
     return fit(
         part,
@@ -166,10 +182,11 @@ def train(task: Task, settings: Settings, model, loaders: dict, folder: RunFolde
         worker=worker,
         extensions=model.extensions,
         forward=forward,
+        **said,
     )
 
 
-def run(task: Task, settings: Settings, worker: Worker) -> None:
+def run(task: Task, settings: Settings, worker: Worker, report: Report) -> None:
     """Train and predict, or only predict with `--checkpoint`."""
     for path in task.outputs(settings).values():
         check_writable(path)
@@ -192,16 +209,15 @@ def run(task: Task, settings: Settings, worker: Worker) -> None:
         folder = RunFolder(
             settings.runs_dir, task.name, name, settings, writes=worker.is_main, inputs=inputs
         )
-        worker.say(f"{task.name}: {_plan(settings)}, checkpoints in {folder.path}")
-        train(task, settings, model, loaders, folder, worker)
+        report.start(start_facts(task, settings, model, loaders, folder, worker))
+        progress = train(task, settings, model, loaders, folder, worker, report)
         made_by = folder.path
     with whole_weights(model):
         task.test(settings, model, loaders, worker, made_by)
-
-
-def _plan(settings: Settings) -> str:
-    mode = getattr(settings, "fine_tune_mode", None)
-    return f"{mode}, lr {settings.lr:g}" if mode else f"lr {settings.lr:g}"
+    if settings.checkpoint:
+        report.end(prediction_facts(task, settings))
+    else:
+        report.end(end_facts(task, settings, progress, loaders, folder))
 
 
 def try_out(tasks: list[Task], settings: Settings, worker: Worker) -> None:
@@ -221,5 +237,6 @@ def run_tasks(tasks: Iterable[Task], settings: Settings) -> None:
         if getattr(settings, tasks[0].trial, None):
             try_out(tasks, settings, worker)
             return
-        for task in tasks:
-            run(task, settings, worker)
+        with reporting(settings, worker) as report:
+            for task in tasks:
+                run(task, settings, worker, report)

@@ -7,7 +7,6 @@ import time
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from engine.compiling import compiled
 from engine.errors import InputError
@@ -16,16 +15,17 @@ from engine.mixed_precision import LossScaler
 from engine.optimizers import make_optimizer
 from engine.options import Progress, lr_multiplier
 from engine.parallel import all_reduce, gather
+from engine.progress_bar import EpochBar
 from engine.recorded_gradients import make_gradients
 from engine.recorder import RECORDERS
 from engine.resuming import load_state, save_state
+from engine.run_report import epoch_line
 from engine.sharding import distributed, local
 from engine.signals import Asked
 
 STEPS_UNREAD = {"cpu": 1}  # steps between looks at the losses
 STEPS_UNREAD_ELSEWHERE = 32
 FORWARDS = 16  # of an evaluation, from one time to the next that workers ask each other
-BAR_SECONDS = 0.25  # between two pictures of the progress bar
 
 
 class Trainer:
@@ -33,11 +33,13 @@ class Trainer:
 
     def __init__(
         self, model, loader, loss_fn, options, folder, worker, extensions, forward, log,
-        recorders=RECORDERS,
+        recorders=RECORDERS, on_epoch=None,
     ):  # fmt: skip
         self.model, self.loader, self.options = model, loader, options
         self.folder, self.worker, self.extensions = folder, worker, extensions
         self.log = log if worker.is_main else lambda message: None
+        told = on_epoch if worker.is_main else None
+        self.on_epoch = told or (lambda record: self.log(epoch_line(record)))
         self.progress = Progress()
         network = distributed(model, worker, shard=options.shard)  # may replace the parameters
         self.optimizer = make_optimizer(model, options, extensions)
@@ -52,6 +54,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         self.asked = Asked()  # what signals want; `fit` defers them
         self.unread: list[tuple[int, list[str], torch.Tensor]] = []  # step, ids, [loss, correct]
+        self.mean_loss: float | None = None  # of the epoch, when the losses were last looked at
 
     # -- training -------------------------------------------------------------------------------
 
@@ -64,16 +67,10 @@ class Trainer:
         progress, started = self.progress, time.monotonic()
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch)
-        bar = tqdm(
-            self.loader.groups(self.options.accumulate, first=progress.step),
-            desc=f"train-{progress.epoch}",
-            initial=progress.step,
-            total=self.steps_per_epoch,
-            mininterval=BAR_SECONDS,
-            leave=False,
-            disable=None if self.worker.is_main else True,
-        )
         first = progress.step
+        groups = self.loader.groups(self.options.accumulate, first=first)
+        name = f"epoch {progress.epoch}"
+        bar = EpochBar(groups, name, first=first, total=self.steps_per_epoch)
         for group in bar:
             if progress.step > first:
                 asked = self._asked_of_any()
@@ -81,6 +78,8 @@ class Trainer:
                     self.save()
                 asked.check()
             self.step(group)
+            rate = self.optimizer.param_groups[0]["lr"]
+            bar.note(group, self.worker.world_size, self.mean_loss, rate)
         self._asked_of_any().check()
         self.look_at_losses()
         self.seconds = time.monotonic() - started
@@ -141,6 +140,7 @@ class Trainer:
             self.progress.loss += loss
             self.progress.correct += correct
         self.unread.clear()
+        self.mean_loss = self.progress.loss / self.progress.targets
 
     def _diverged(self, what: str, step: int, ids: list[str]) -> None:
         rows = f"; batch ids: {', '.join(ids)}" if ids else ""
@@ -187,12 +187,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
         }
         progress.history.append(record)
-        shown = [
-            f"{key.replace('_', ' ')} :: {_shown(value)}"
-            for key, value in record.items()
-            if key != "epoch"
-        ]
-        self.log(f"Epoch {progress.epoch}: {', '.join(shown)}")
+        self.on_epoch(record)
         for name, figure in metrics.items():
             if not math.isfinite(figure):
                 self._diverged(f"{name} is {figure}", progress.step, [])
@@ -238,11 +233,6 @@ class Trainer:
             self.log("this run is finished: its best epoch is taken as it is")
         else:
             self.log(f"resumed at epoch {self.progress.epoch}, step {self.progress.step}")
-
-
-def _shown(figure: float) -> str:
-    """A count as it is, everything else with three decimals."""
-    return str(figure) if isinstance(figure, int) else f"{figure:.3f}"
 
 
 def _ids(group: list[dict]) -> list[str]:

@@ -37,6 +37,7 @@ def fit(
     forward: Callable = forward_tokens,
     log: Callable = print,
     recorders: Mapping[str, Callable] = RECORDERS,
+    on_epoch: Callable[[dict], None] | None = None,
 ) -> Progress:
     """Train; afterwards the model holds the weights of the best epoch.
 
@@ -44,7 +45,8 @@ def fit(
     IGNORED_LABEL); evaluate(model) gives a dict of dev figures. forward(network, batch) returns
     the logits; or `TokenScores`, which loss_fn then gets, and the penalties of extensions, too. The
     extensions were applied to the model before. With options.shard the model is sharded afterwards
-    (engine/sharding.py). A loss that is not finite stops the run. recorders: by type of device,
+    (engine/sharding.py). A loss that is not finite stops the run. log gets lines; on_epoch, on the
+    main worker, the figures of each epoch, which log gets without it. recorders: by type of device,
     what makes the recorder of its steps; forward and loss_fn are then called for a few batches of
     each shape alone, with tensors alone, and must not look at a number.
 
@@ -57,7 +59,17 @@ def fit(
     if FROZEN not in folder.inputs:
         folder.inputs = frozen_weights(model) | folder.inputs
     run = Trainer(
-        model, loader, loss_fn, options, folder, worker, extensions, forward, log, recorders
+        model,
+        loader,
+        loss_fn,
+        options,
+        folder,
+        worker,
+        extensions,
+        forward,
+        log,
+        recorders,
+        on_epoch,
     )
     if options.resume:
         take_over_shorter_run(folder, options, worker)

@@ -24,10 +24,9 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def add_trial_arguments(parser, flag: str, **options) -> None:
-    """The flag whose texts are tried, which may be given several times, and --json."""
+    """The flag whose texts are tried, which may be given several times."""
     group = parser.add_argument_group("trying a trained model, by default the newest")
     group.add_argument(flag, action="append", **options)
-    group.add_argument("--json", action="store_true", help="answers as JSON, one a line")
 
 
 def checkpoint_to_try(tasks: Iterable, settings) -> tuple:
