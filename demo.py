@@ -1,24 +1,31 @@
 """See it work in minutes, without network: `make demo`.
 
 gpt2-mini, the small GPT-2 that this project pre-trained and brings along, is fine-tuned by the same
-programs as GPT-2 itself: it learns sentiment (SST), then to complete sonnets, and shows one.
+programs as GPT-2 itself: it learns sentiment (SST), then to complete sonnets, of which two are
+shown. At the end stand dev texts with what was predicted of them, right and wrong.
 The course's data are used if they are in data/, else data/sample. No figure here is GPT-2's.
 """
 
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 
-from engine.children import start_child
 from engine.errors import Parser, command
-from engine.files import ROOT
 
 # isort: split
 
-from engine.records import NUM_LABELS, data_file, read_sentiment, read_sonnets
+from classifier import TASKS
+from engine.children import start_child
+from engine.files import ROOT
+from engine.flags import length_limit
+from engine.hub import load_tokenizer
+from engine.prediction_files import read_predictions
+from engine.records import Record, data_file
+from engine.settings import Settings
+from engine.trying import checkpoint_to_try, class_probabilities
 
 OUT = Path("runs/demo")
+RIGHT, WRONG = 3, 2  # dev texts that are shown, if there are as many
 MODEL = ["--model_size", "gpt2-mini", "--schedule", "linear", "--warmup", "0.1"]
 SENTIMENT = ["--dataset", "sst", "--fine-tune-mode", "full-model"]
 SONNETS = ["--lr", "5e-4", "--temperature", "0.8", "--max_new_tokens", "160"]
@@ -39,14 +46,33 @@ def run(program: str, data: Path, *flags: str) -> None:
         sys.exit(code)
 
 
-def majority_accuracy(data: Path) -> float:
-    """Dev accuracy on SST of always saying the training set's most frequent class."""
-    training, dev = (
-        read_sentiment(ROOT / data / data_file("sst", split), NUM_LABELS["sst"])
-        for split in ("train", "dev")
-    )
-    [(label, _)] = Counter(record.label for record in training).most_common(1)
-    return sum(record.label == label for record in dev) / len(dev)
+def examples(rows: list[Record], predicted: dict[str, int]) -> list[Record]:
+    """Right rows, then wrong ones: three and two, or more of one kind for want of the other."""
+    right = [row for row in rows if predicted[row.sent_id] == row.label]
+    wrong = [row for row in rows if predicted[row.sent_id] != row.label]
+    few_wrong = wrong[: max(WRONG, RIGHT + WRONG - len(right))]
+    return right[: RIGHT + WRONG - len(few_wrong)] + few_wrong
+
+
+def show_examples(data: Path, predictions: Path) -> None:
+    """Print dev texts with their class, the predicted one, and how sure the model is."""
+    runs = Settings({"checkpoint": None, "runs_dir": str(ROOT / OUT)})
+    task, best = checkpoint_to_try([TASKS["sst"]], runs)
+    model, settings = task.load(best)
+    tokenizer, limit = load_tokenizer(settings.model_size), length_limit(settings, model)
+    path = ROOT / data / data_file(task.name, "dev")
+    rows = task.read(path, labelled=True, say=print)
+    predicted = read_predictions(predictions, task.column).classes
+    print("\nDev texts, and what the model that learnt sentiment says of them")
+    for row in examples(rows, predicted):
+        [token_ids] = task.tokens(tokenizer, [row], limit, where=path, say=print)
+        found = predicted[row.sent_id]
+        share = class_probabilities(model, token_ids, "cpu")[found]
+        gold, said = task.class_names[row.label], task.class_names[found]
+        mark = "right" if found == row.label else "wrong"
+        print(f"\n{row.text}\n  {mark}: {said} (probability {share:.3f}), gold: {gold}")
+    words = [*task.command, "--checkpoint", str(best.relative_to(ROOT)), f"--{task.trial}"]
+    print(f"\nnext: {shlex.join(['python', *words, *task.trial_texts])}")
 
 
 @command
@@ -59,13 +85,10 @@ def main():
     print("gpt2-mini, this project's own small GPT-2 (pretrained/gpt2-mini), learns sentiment ...")
     files = [f"--{split}_out={OUT / f'sst-{split}-out.csv'}" for split in ("dev", "test")]
     run("classifier.py", data, *SENTIMENT, *flags["sst"], *files)
-    print(f"majority-class baseline: dev acc :: {majority_accuracy(data):.3f}")
     print("\n... and sonnets")
     files = [f"--{flag}={path}" for flag, path in outputs.items()]
     run("sonnet_generation.py", data, *SONNETS, *flags["sonnet"], *files)
-    first = read_sonnets(ROOT / outputs["dev_sonnet_out"])[0]
-    print("\nThe first of them: three lines are given, the others are gpt2-mini's")
-    print(f"\n{first.text}")
+    show_examples(data, ROOT / OUT / "sst-dev-out.csv")
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def main(argv=None):
     write_zip(out, files)
     print("\n".join(lines))
     print(f"{out}: {len(files)} files, {out.stat().st_size:,} bytes")
+    print(f"next: upload {out} to Gradescope")
 
 
 if __name__ == "__main__":

@@ -174,6 +174,7 @@ def run(args, worker: Worker) -> None:
             write_making(out, args, figures, progress, worker)
             save_model(out, gpt.to(getattr(torch, args.dtype)), tokenizer)
         print(f"the model is in {args.out}: --model_size {args.out}")
+        print(f"next: python classifier.py --model_size {args.out}")
 
 
 def announce(args, model, blocks: TokenBlocks, folder: RunFolder, worker: Worker) -> None:

@@ -36,6 +36,8 @@ from engine.task import Task, run_tasks
 from engine.trying import add_trial_arguments, continue_sonnet
 from evaluation import cross_entropy, perplexity, report_table, sonnet_report
 
+SHOWN = 2  # completed sonnets, at a run's end
+
 
 class SonnetGPT(nn.Module):
     """GPT-2 as a language model, with its tokenizer. args: those of `backbone`."""
@@ -132,7 +134,7 @@ class Sonnets(Task):
 
     def test(self, settings, model, loaders, worker, made_by):
         """Complete the prompts; score dev where its full sonnets are there."""
-        prompts, figures = read_prompts(settings, model), {}
+        prompts, figures, shown = read_prompts(settings, model), {}, []
         for split, path in self.outputs(settings).items():
             sonnets = complete(model, prompts[split], settings)
             if not worker.is_main:
@@ -146,6 +148,11 @@ class Sonnets(Task):
                 worker.say(report_table(rows))
                 figures = {"chrF": rows["generated"]["chrf"]}
             write_record(made_by, path, settings, figures)
+            shown = shown or sonnets[:SHOWN]  # of dev
+        if not settings.quiet:
+            for sonnet in shown:
+                worker.say(f"\nsonnet {sonnet.sent_id}, its first three lines are given:\n")
+                worker.say(f"{sonnet.text}\n")
 
     def try_out(self, settings, model, tokenizer, limit, device):
         for path in settings.prompt:

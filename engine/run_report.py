@@ -85,7 +85,7 @@ def opening(facts: dict) -> str:
         "device": facts["device"] + f", {facts['workers']} processes" * (facts["workers"] > 1),
         "precision": facts["precision"],
         "rows": rows,
-        "training": f"{facts['epochs']} epochs of {facts['steps_per_epoch']:,} steps",
+        "training": f"{epochs(facts)} of {facts['steps_per_epoch']:,} steps",
         "run folder": facts["folder"],
         "predictions": ", ".join(facts["predictions"].values()),
     }
@@ -110,7 +110,7 @@ def closing(facts: dict) -> str:
         _words(name): f"{value:.3f}{beside(facts['references'].get(name, {}))}"
         for name, value in facts["figures"].items()
     }
-    lines["time"] = f"{facts['seconds']:.1f} s of training in {facts['epochs']} epochs"
+    lines["time"] = f"{facts['seconds']:.1f} s of training in {epochs(facts)}"
     lines["look"] = f"{facts['folder']}/curves.png"
     lines["predict"] = facts["predict"]
     head = f"{facts['task']}: best epoch {facts['best_epoch']}, counted from 0"
@@ -126,6 +126,10 @@ def beside(reference: dict) -> str:
     if "majority" in reference:
         said += f"; majority-class baseline {reference['majority']:.3f}"
     return said
+
+
+def epochs(facts: dict) -> str:
+    return f"{facts['epochs']} epoch{'s' * (facts['epochs'] != 1)}"
 
 
 def aligned(lines: dict[str, str]) -> str:

@@ -178,7 +178,7 @@ def vote(paths: list[str], out) -> str:
         votes = Counter(file.classes[sent_id] for file in (first, *others))
         values.append(written[votes.most_common(1)[0][0]])
     write_predictions(out, first.column, list(first.classes), values)
-    return f"the vote of {len(paths)} files is in {out}; next: {compare_command('GOLD', out)}"
+    return f"the vote of {len(paths)} files is in {out}\nnext: {compare_command('GOLD', out)}"
 
 
 def compare_command(gold, out) -> str:

@@ -372,7 +372,7 @@ def test_the_majority_wins_and_the_first_file_settles_ties(votes, monkeypatch, c
     files = [f"{name}.csv" for name in VOTES]
     said = run(monkeypatch, capsys, "--vote", *files, "--out", "vote.csv")
     assert predicted("vote.csv") == {"a": "0", "b": "1", "c": "1", "d": "3"}
-    assert "5 files is in vote.csv; next: python -m programs.significance" in said
+    assert "5 files is in vote.csv\nnext: python -m programs.significance" in said
     run(monkeypatch, capsys, "--vote", *files[::-1], "--out", "vote.csv")
     assert predicted("vote.csv") == {"a": "0", "b": "2", "c": "0", "d": "2"}
 
