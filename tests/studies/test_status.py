@@ -1,7 +1,6 @@
 """What is done, what is missing, and how long that may take, from what was recorded."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import pytest
