@@ -17,6 +17,8 @@ from engine.errors import InputError, did_you_mean
 from engine.files import ROOT
 from engine.forms import DENSE, accelerate
 
+TAKES_OTHERS = "takes others"  # of a dataclass's field: see `parse_options`
+
 
 class Extension:
     """A change to a run. Each hook is neutral by default; override the ones that it is about.
@@ -201,27 +203,31 @@ def _no_technique(name: str) -> InputError:
 def parse_options(where: str, text: str, options_class) -> dict:
     """`"rank=16,alpha=32"` -> the values of a dataclass's fields, in their types.
 
-    where: the flag and the name before the colon, for errors.
+    where: the flag and the name before the colon, for errors. A field with `TAKES_OTHERS` in its
+    metadata gets a dict of all options that no field is named after, as they stand.
     """
-    types = {f.name: f.type for f in fields(options_class)}
-    listed = ", ".join(
-        f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(options_class)
-    )
+    own = [f for f in fields(options_class) if not f.metadata.get(TAKES_OTHERS)]
+    others = [f.name for f in fields(options_class) if f.metadata.get(TAKES_OTHERS)]
+    types = {f.name: f.type for f in own}
+    listed = ", ".join(f.name if f.default is MISSING else f"{f.name}={f.default}" for f in own)
     options = {}
     for part in filter(None, text.split(",")):
         key, equals, value = part.partition("=")
+        if others and equals and key not in types:
+            options.setdefault(others[0], {})[key] = value
+            continue
         if key not in types or not equals:
             raise InputError(f"{where}: option {part!r}, expected some of: {listed}")
         kind = types[key] if isinstance(types[key], str) else types[key].__name__
         try:
-            convert = {"int": int, "float": float, "bool": _parse_bool}.get(kind, str)
+            convert = {"int": int, "float": float, "bool": parse_bool}.get(kind, str)
             options[key] = convert(value)
         except ValueError as error:
             raise InputError(f"{where}: {key}={value}, expected {kind}") from error
     return options
 
 
-def _parse_bool(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"

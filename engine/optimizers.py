@@ -29,7 +29,7 @@ def spare_vectors(optimizer) -> None:
         params = group["params"]
         names = group.get("param_names")
         vectors = [i for i, param in enumerate(params) if param.dim() < 2]
-        if not group["weight_decay"] or not vectors:
+        if not group.get("weight_decay") or not vectors:
             continue
         spared = [(names[i], params[i]) if names else params[i] for i in vectors]
         others = sorted(set(range(len(params))) - set(vectors))

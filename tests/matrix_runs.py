@@ -1,5 +1,7 @@
 """What optimizers for matrices are tested on: a tiny GPT-2 with a head, and one matrix alone."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -40,3 +42,17 @@ def weights_after(grads, make_optimizer) -> list[torch.Tensor]:
         optimizer.step()
         weights.append(weight.detach().clone())
     return weights
+
+
+def waves(count: int) -> list[torch.Tensor]:
+    """Gradients (2, 3) by a formula: the same wherever a published code was run on them."""
+    return [
+        torch.tensor(
+            [
+                [math.sin(1 + i + 3 * t), math.cos(2 * i - t), 0.1 * math.sin(5 * i + t)]
+                for i in (0, 1)
+            ],
+            dtype=torch.float64,
+        )
+        for t in range(count)
+    ]

@@ -14,8 +14,9 @@ import pytest
 import torch
 from children import at_write, in_child, in_workers
 from course_files import call_main, work_in, write_course, write_model
+from matrix_runs import model_with_head
 from slow import one_partner_each, slow_unless
-from technique_cases import NAMES, cases
+from technique_cases import NAMES, cases, those_whose
 from tiny_run import run_path
 
 from engine.checkpoint import load_tree
@@ -32,7 +33,7 @@ CASES = cases()
 VARIED = [(name, options) for name, tried in CASES.items() for options in tried.varied]
 # What two do not do together, and what is said.
 FOR_MATRICES = ("kfac", "muon", "shampoo", "soap")
-OPTIMIZERS = ("llrd", *FOR_MATRICES)
+OPTIMIZERS = those_whose(lambda e: e.make_optimizer(model_with_head(), 0.1, 0.0) is not None)
 CONFLICTS = {
     **{
         frozenset(pair): "2 extensions bring an optimizer: choose one of them"
@@ -43,6 +44,11 @@ CONFLICTS = {
         for name in FOR_MATRICES
     },
     frozenset(("flash_attention", "sliding_window")): "other attention",
+    frozenset(("flash_attention", "sophia")): "a part of this model has no second derivative",
+    **{
+        frozenset((name, "schedule_free")): "it averages the weights itself: leave out ema and swa"
+        for name in ("ema", "swa")
+    },
     frozenset(("ema", "swa")): "two averages of the weights: choose one of them",
     frozenset(("prefix", "sliding_window")): "it goes with no prefix",
 }
