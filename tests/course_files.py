@@ -1,11 +1,13 @@
 """Small files in the course's formats, each an easy task, and programs run in this process."""
 
 import importlib
+import json
 import random
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from config import GPT2Config
 from engine.corpus import train_tokenizer
@@ -119,6 +121,22 @@ def write_model(
         **shape,
     )
     return Path(folder)
+
+
+def write_adapter(folder, *, hidden: int = 32) -> Path:
+    """A LoRA adapter in PEFT's files, of a GPT-2 as `write_model` writes it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    random = torch.Generator().manual_seed(0)
+    tensors = {}
+    for module, out, rank in (("attn.c_attn", 3 * hidden, 2), ("attn.c_proj", hidden, 3)):
+        name = f"base_model.model.transformer.h.0.{module}"
+        for part, shape in (("lora_A", (rank, hidden)), ("lora_B", (out, rank))):
+            tensors[f"{name}.{part}.weight"] = 0.1 * torch.randn(shape, generator=random)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"c_proj": 3}}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
 
 
 def call_main(monkeypatch, program: str, *words) -> None:

@@ -13,7 +13,7 @@ from dataclasses import fields
 import pytest
 import torch
 from children import at_write, in_child, in_workers
-from course_files import call_main, work_in, write_course, write_model
+from course_files import call_main, work_in, write_adapter, write_course, write_model
 from matrix_runs import model_with_head
 from slow import one_partner_each, slow_unless
 from technique_cases import NAMES, cases, those_whose
@@ -56,10 +56,11 @@ CONFLICTS = {
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
-    """data/ and a tiny model/, which no run changes."""
+    """data/, a tiny model/ and an adapter/ of it, which no run changes."""
     root = tmp_path_factory.mktemp("course")
     write_course(root / "data")
     write_model(root / "model", dropout=0.1)
+    write_adapter(root / "adapter")
     return root
 
 

@@ -21,7 +21,11 @@ from models.gpt2 import GPT2Model
 TRIED = {
     "lora": Tried(
         "rank=8,targets=all",
-        varied=["rank=2,alpha=3,dropout=0.1,targets=key+out_dense,rslora=true,dora=true"],
+        varied=[
+            "rank=2,alpha=3,dropout=0.1,targets=key+out_dense,rslora=true,dora=true",
+            "init=pissa,plus=4,targets=all",
+            "adapter=adapter,plus=2",
+        ],
     )
 }
 
