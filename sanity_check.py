@@ -78,7 +78,6 @@ def main():
     if not worst <= TOLERANCE:
         sys.exit(f"Your GPT-2 differs from HuggingFace's by {worst:.2e}, more than {TOLERANCE}.")
     print("Your GPT2 implementation is correct!")
-    print("next: python optimizer_test.py")
 
 
 if __name__ == "__main__":
