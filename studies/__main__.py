@@ -19,6 +19,7 @@ from engine.errors import Parser, command, leave_stopped
 
 from benchmarks import tables
 from benchmarks.provenance import add_commit_flag, check_committed
+from engine.flags import check_range
 from engine.signals import Stopped
 from studies.entries import load
 from studies.records import Records
@@ -41,7 +42,10 @@ def get_args(argv=None):
     add_choice(commands.add_parser("status", help="runs that are done and missing"))
     commands.add_parser("table", help="write the tables of README.md and the other pages")
     args = parser.parse_args(argv)
+    if args.command == "run":
+        check_range(args, "jobs", 1)
     if args.command != "table":
+        check_range(args, "limit", 1)
         tried = args.limit or args.model or args.data_dir
         args.results = args.results or (TRIED if tried else RESULTS)
         args.data_dir = Path(args.data_dir or "data").resolve()

@@ -109,3 +109,9 @@ def test_what_is_tried_does_not_mix_with_the_results():
     assert get_args(["run"]).results == "studies/results/"
     for words in (["--limit", "5"], ["--model", "x"], ["--data_dir", "data/sample"]):
         assert get_args(["run", *words]).results == "runs/studies/tried/"
+
+
+@pytest.mark.parametrize("words", [["--limit", "0"], ["--jobs", "0"]])
+def test_a_number_below_one_is_refused(words):
+    with pytest.raises(InputError, match=f"{words[0]} 0: expected at least 1"):
+        get_args(["run", *words])

@@ -1,6 +1,7 @@
 """What is done, what is missing, and how long that may take, from what was recorded."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -48,9 +49,7 @@ def test_a_command_says_what_it_is_about_to_do(half_done):
 def test_hours_and_machine_of_gpt2_come_before_the_start_or_are_unknown(tmp_path):
     args = SimpleNamespace(limit=None, jobs=1, use_gpu=False, data_dir=write_course(tmp_path))
     text = status.budget(load(suite="gpt2"), Records(tmp_path / "none"), args)
-    assert (
-        "gpt2-sst, full-model, 3 runs: 0." in text and " hours of training on 2 CPU cores" in text
-    )
+    assert re.search(r"gpt2-sst, full-model, 3 runs: 0\.\d+ hours of training on 2 CPU", text)
     assert "gpt2-cfimdb, last-linear-layer, 3 runs: unknown" in text
     args.use_gpu = True
     text = status.budget(load(suite="gpt2"), Records(tmp_path / "none"), args)
