@@ -37,9 +37,14 @@ BENCHMARKS, STUDIES = (ROOT / folder / "results" for folder in ("benchmarks", "s
 IN_README = ("sst-8", "paraphrase-64", "head", "sonnets-8", "decode", "step")  # one of each kind
 
 
-def of_runs(table: Callable[[list[dict]], str]) -> Callable[[dict], str]:
-    """A table of a suite's runs, made of what `results_of` gives."""
-    return lambda results: table(results["runs"])
+def of_runs(table: Callable[[list[dict]], str], machine: bool = False) -> Callable[[dict], str]:
+    """A table of a suite's runs, made of what `results_of` gives; machine: name it below."""
+
+    def made(results: dict) -> str:
+        where = f"\n\nOn {results['hardware']}." if machine and results["runs"] else ""
+        return table(results["runs"]) + where
+
+    return made
 
 
 # page -> a table's name -> the results file that it is made of, and how
@@ -62,8 +67,8 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
             f"{suite}_answers": (suite, of_runs(partial(studies.answers, suite)))
             for suite in ("pretraining", "techniques", "programs", "followups")
         },
-        "followups": ("followups", of_runs(partial(studies.one_by_one, "followups"))),
-        "gpt2": ("gpt2", of_runs(partial(studies.one_by_one, "gpt2"))),
+        "followups": ("followups", of_runs(partial(studies.one_by_one, "followups"), True)),
+        "gpt2": ("gpt2", of_runs(partial(studies.one_by_one, "gpt2"), True)),
         "pretrain": ("pretrain", pretrain.table),
         "storm": ("storm", storm_table.table),
     },
