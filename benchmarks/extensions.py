@@ -26,11 +26,11 @@ import torch
 
 from benchmarks.extension_tables import PLAIN, attention_table, draw, step_table
 from benchmarks.provenance import add_commit_flag, check_committed
-from benchmarks.timing import alone, environment, peak_mb, seconds, summary, write_results
+from benchmarks.timing import alone, environment, seconds, summary, write_results
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
-from engine.devices import device_of
+from engine.devices import device_of, peak_mb
 from engine.fast.attention import fused_causal_attention
 from engine.options import FitOptions
 from engine.parallel import start_worker

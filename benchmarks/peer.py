@@ -16,8 +16,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.jobs import Job, Settings, Workload
-from benchmarks.timing import forget_peak, peak_mb, seconds
+from benchmarks.timing import forget_peak, seconds
 from engine.batches import TokenDataset, collate, to_device
+from engine.devices import peak_mb
 from engine.records import Record
 from models.gpt2 import GPT2Model
 

@@ -31,13 +31,13 @@ from benchmarks.timing import (
     alternate,
     environment,
     forget_peak,
-    peak_mb,
     seconds,
     summary,
     write_results,
 )
 from engine.batches import next_token_loss
 from engine.checkpoint import RunFolder
+from engine.devices import peak_mb
 from engine.language_model import forward_blocks, loss_fn
 from engine.options import FitOptions
 from engine.recorder import RECORDERS

@@ -1,7 +1,7 @@
 """Which code a result is of: a commit that can be checked out, or words that say otherwise."""
 
-from engine.checkpoint import CHANGES, UNKNOWN, current_commit
 from engine.errors import InputError
+from engine.provenance import CHANGES, UNKNOWN, current_commit
 
 SHORT = 7  # digits of a commit that are shown
 

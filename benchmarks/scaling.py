@@ -29,11 +29,11 @@ from benchmarks import starter
 from benchmarks.counts import parameters
 from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.scaling_curves import PEERS, draw, fits, table
-from benchmarks.timing import alone, environment, forget_peak, peak_mb, seconds, write_results
+from benchmarks.timing import alone, environment, forget_peak, seconds, write_results
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
-from engine.devices import device_of, device_type, has_bf16_units
+from engine.devices import device_of, device_type, has_bf16_units, peak_mb
 from engine.options import FitOptions
 from engine.parallel import start_worker
 from engine.settings import Settings

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint import current_commit
 from engine.children import end_with_parent
 from engine.devices import hardware
 from engine.files import atomic_write
+from engine.provenance import current_commit
 
-MEGABYTE = 2**20
-STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+FORGET = Path("/proc/self/clear_refs")
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -104,24 +102,6 @@ def forget_peak(device: torch.device) -> None:
     elif FORGET.exists():
         with contextlib.suppress(OSError):
             FORGET.write_text("5", encoding="utf-8")  # see proc(5)
-
-
-def peak_mb(device: torch.device) -> float:
-    """The most memory so far: of the GPU's tensors, or resident of this process, torch included.
-
-    Linux's ru_maxrss may hold the peak of the process that started this one: VmHWM does not.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / MEGABYTE
-    if STATUS.exists():
-        lines = STATUS.read_text(encoding="utf-8").splitlines()
-        fields = dict(line.split(":", 1) for line in lines)
-        if "VmHWM" in fields:
-            return int(fields["VmHWM"].split()[0]) * 1024 / MEGABYTE
-    import resource  # Windows has none
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Runs on disk: `runs/<task>-<name>/` with config.json, best.* and last.safetensors, metrics.jsonl.
+"""Runs on disk: `runs/<task>-<name>/` with config.json, best and last.safetensors, metrics.jsonl.
 
 Their safetensors files are trees (engine/trees.py), and each appears whole or not at all.
 """
@@ -7,15 +7,16 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.best_file import named_best, promote
 from engine.curves import plot_curves
+from engine.devices import hardware, peak_mb
 from engine.errors import InputError
-from engine.files import ROOT, atomic_write, check_writable, remove_leftovers
+from engine.files import atomic_write, check_writable, remove_leftovers
 from engine.inputs import check_inputs, inputs_now
+from engine.provenance import current_command, current_commit
 from engine.run_lock import RunLock
 from engine.settings import Settings
 from engine.sharding import gathered
@@ -41,8 +42,6 @@ UNNAMED = {
     "dtype",
     "shard",
 }  # and *_out
-CODE = (".", ":(exclude)*.md", ":(exclude)*/results/*")  # not pages, nor what was measured
-CHANGES, UNKNOWN = "+changes", "unknown"  # of a commit
 
 
 class RunFolder:
@@ -66,7 +65,7 @@ class RunFolder:
         self.settings, self.writes = settings, writes
         self.inputs: dict[str, str] = inputs or {}
         self.named: dict | None = None  # epoch and digest of the best file that belongs to last
-        self._lock = None
+        self._lock, self._resumed = None, False
         self.writer: Writer | None = None
 
     def _path_of(self, settings: Settings) -> Path:
@@ -136,6 +135,7 @@ class RunFolder:
         What an earlier run with the same settings left stays until this one has something better.
         """
         self.check_begun(resume)
+        self._resumed = resume
         if resume:
             stored = load_tree(self.last, only="inputs").get("inputs") or {}
             check_inputs(stored, self.inputs, self.last)
@@ -151,7 +151,8 @@ class RunFolder:
 
     def _write_config(self) -> None:
         with atomic_write(self.path / "config.json") as file:
-            config = {"task": self.task, **vars(self.settings), "commit": current_commit()}
+            made_by = {"command": current_command(), "commit": current_commit()}
+            config = {"task": self.task, **vars(self.settings), **made_by}
             json.dump(config, file, indent=2, default=str)
 
     def save_best(self, model, metrics: dict) -> None:
@@ -186,6 +187,15 @@ class RunFolder:
             with atomic_write(self.path / "metrics.jsonl") as file:
                 file.writelines(json.dumps(record) + "\n" for record in history)
 
+    def write_resources(self, device) -> None:
+        """What training took of the machine; a run that went on has the largest peak."""
+        path, peak = self.path / "resources.json", round(peak_mb(device))
+        if self.writes:
+            if self._resumed and path.exists():
+                peak = max(peak, json.loads(path.read_text(encoding="utf-8"))["peak_mb"])
+            with atomic_write(path) as file:
+                json.dump({"hardware": hardware(device), "peak_mb": peak}, file)
+
     def draw_curves(self, history: list[dict], metric: str, best_epoch: int) -> None:
         if self.writes:
             title = f"{self.task}, {getattr(self.settings, 'model_size', self.name)}"
@@ -215,17 +225,3 @@ def load_model(path, task: str, build_model):
     stored = tree.get("inputs") or {}
     check_inputs(stored, inputs_now(stored, model, settings), path)
     return model, settings
-
-
-def current_commit() -> str:
-    """The commit of the code, with "+changes" if tracked code differs; "unknown" without git."""
-
-    def git(*words: str) -> str:
-        run = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        return run.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-        return git("rev-parse", "HEAD") + (CHANGES if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return UNKNOWN

@@ -7,11 +7,14 @@ lack has a fallback or is refused.
 import contextlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
 
 NO_FLOAT64 = {"mps", "xpu"}  # none of Apple's GPUs has it, and not each of Intel's
+MEGABYTE = 2**20
+STATUS = Path("/proc/self/status")
 AMPERE = (8, 0)  # compute capability from which on NVIDIA's GPUs have bfloat16 and TF32
 
 
@@ -94,6 +97,24 @@ def matmul_precision(name: str):
 
 
 # -- memory and random state -------------------------------------------------------------------
+
+
+def peak_mb(device: torch.device) -> float:
+    """The most memory so far: of the GPU's tensors, or resident of this process, torch included.
+
+    Linux's ru_maxrss may hold the peak of the process that started this one: VmHWM does not.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MEGABYTE
+    if STATUS.exists():
+        lines = STATUS.read_text(encoding="utf-8").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
+        if "VmHWM" in fields:
+            return int(fields["VmHWM"].split()[0]) * 1024 / MEGABYTE
+    import resource  # Windows has none
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEGABYTE
 
 
 def free_cache(device: torch.device) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from config import GPT2Config
-from engine.checkpoint import current_commit
 from engine.corpus import save_tokenizer
 from engine.devices import hardware
 from engine.errors import InputError, excerpt, is_number, quoted
@@ -21,6 +20,7 @@ from engine.files import atomic_write
 from engine.hub import BUNDLED, save_gpt2
 from engine.parallel import Worker
 from engine.plots import loss_and_metric, picture
+from engine.provenance import current_commit
 from models.gpt2 import GPT2Model
 
 DRAWN = ("epoch", "tokens", "train_loss", "bits_per_byte")  # numbers of each evaluation

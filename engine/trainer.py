@@ -208,6 +208,7 @@ class Trainer:
         progress.skipped = 0
         progress.finished = self.is_over(progress)
         self.folder.write_metrics(progress.history)
+        self.folder.write_resources(self.worker.device)
         if progress.finished:
             self.folder.draw_curves(progress.history, options.metric, progress.best_epoch)
         if self.worker.is_main:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.timing import FORGET, Alone, alone, alternate, forget_peak, peak_mb, seconds
+from benchmarks.timing import FORGET, Alone, alone, alternate, forget_peak, seconds
+from engine.devices import peak_mb
 from engine.errors import InputError
 from engine.files import ROOT
 

@@ -10,7 +10,6 @@ from tiny_run import Averager, folder, run, run_path, same_bits, stopped_run, we
 
 from engine.checkpoint import (
     RunFolder,
-    current_commit,
     load_checkpoint,
     load_model,
     load_trainable_state,
@@ -20,6 +19,7 @@ from engine.checkpoint import (
     trainable_state,
 )
 from engine.errors import InputError
+from engine.provenance import current_commit
 from engine.settings import Settings
 
 HISTORY = [
@@ -219,10 +219,14 @@ def test_a_run_leaves_its_settings_its_figures_and_its_curves(tmp_path):
         "curves.png",
         "last.safetensors",
         "metrics.jsonl",
+        "resources.json",
     ]
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     assert config["task"] == "tiny" and config["epochs"] == 2
     assert config["commit"] == current_commit()
+    assert config["command"].startswith("python ")
+    resources = json.loads((path / "resources.json").read_text(encoding="utf-8"))
+    assert resources["hardware"] and resources["peak_mb"] > 50
     assert (path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -232,6 +236,7 @@ def test_a_worker_that_is_not_the_main_one_writes_nothing(tmp_path):
     other.save_best(Averager(), {})
     other.save_last({"step": 1})
     other.write_metrics(HISTORY)
+    other.write_resources(torch.device("cpu"))
     other.draw_curves(HISTORY, "dev_acc", best_epoch=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -286,7 +291,7 @@ def test_the_commit_is_git_s_and_says_when_the_tree_differs(tmp_path, monkeypatc
         command = ["git", *who, *words]
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
 
-    monkeypatch.setattr("engine.checkpoint.ROOT", tmp_path)
+    monkeypatch.setattr("engine.provenance.ROOT", tmp_path)
     assert current_commit() == "unknown"
     git("init", "-q")
     (tmp_path / "a").write_text("1")
@@ -299,7 +304,7 @@ def test_the_commit_is_git_s_and_says_when_the_tree_differs(tmp_path, monkeypatc
 
 
 def test_pages_and_measured_results_are_no_changes_of_the_code(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.checkpoint.ROOT", tmp_path)
+    monkeypatch.setattr("engine.provenance.ROOT", tmp_path)
     for name in ("README.md", "docs/page.md", "benchmarks/results/core.json", "results/a.py"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
