@@ -20,9 +20,10 @@ from course.leaderboard.exports import write_public
 from course.leaderboard.ranking import TASKS, best, frontier
 from course.leaderboard.scoring import OVERALL, SPLITS
 from course.leaderboard.store import TEST_TRIES, History
-from course.leaderboard.verse_marks import has_dictionary, mark
 from engine.files import atomic_folder
 from engine.records import Record
+from programs.decoding import verse_marks
+from programs.decoding.verse_marks import has_dictionary, mark
 
 TEMPLATES = Path(__file__).parent / "templates"
 COMPARED = 6  # teams whose sonnets stand side by side
@@ -98,7 +99,7 @@ def moment(text: str) -> str:
 
 def environment(site: Site) -> Environment:
     pages = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES, verse_marks.TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,7 +14,7 @@ from boards import HOSTILE, REASON, history_of, site_of
 from submissions import write_answers, write_submissions, write_zip
 
 from course.leaderboard import __main__ as program
-from course.leaderboard import verse_marks
+from programs.decoding import verse_marks
 from course.leaderboard.aliases import pseudonym
 from engine.errors import optional
 from engine.files import ROOT

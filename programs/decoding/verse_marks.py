@@ -1,11 +1,13 @@
 """A sonnet's lines with what their form is: rhymes by the scheme ABAB CDCD EFEF GG, syllables."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.errors import InputError, excerpt, notice
 from engine.sonnets import PROMPT_LINES, verses
 from programs.decoding.sonnet_form import SCHEME, count_syllables, dictionary, do_rhyme, last_word
 
+TEMPLATES = Path(__file__).with_name("templates")  # how a page shows them
 LONGEST_LINE, MOST_LINES = 160, 30  # that a page shows
 
 
