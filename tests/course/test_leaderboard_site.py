@@ -14,10 +14,10 @@ from boards import HOSTILE, REASON, history_of, site_of
 from submissions import write_answers, write_submissions, write_zip
 
 from course.leaderboard import __main__ as program
-from programs.decoding import verse_marks
 from course.leaderboard.aliases import pseudonym
 from engine.errors import optional
 from engine.files import ROOT
+from programs.decoding import verse_marks
 
 
 def files(folder):
