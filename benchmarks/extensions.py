@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.extension_tables import PLAIN, attention_table, draw, step_table
 from benchmarks.provenance import add_commit_flag, check_committed
-from benchmarks.timing import alone, environment, seconds, summary, write_results
+from benchmarks.timing import alone, environment, forget_peak, seconds, summary, write_results
 from config import SIZES
 from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
@@ -61,7 +61,13 @@ TECHNIQUES = [
     "flash_attention",
     "gradient_checkpointing",
 ]
-LARGE = [PLAIN, "gradient_checkpointing", "lora", "lora gradient_checkpointing"]
+LARGE = [
+    PLAIN,
+    "gradient_checkpointing",
+    "lora",
+    "lora gradient_checkpointing",
+    "qlora gradient_checkpointing",
+]
 LENGTHS = [256, 512, 1024, 2048, 4096, 8192, 16384]
 HEADS, HEAD_SIZE, WINDOW = 4, 64, 256
 MOST_SCORES = 2**29  # of (h, t, t): beyond it a dense attention takes more than some 10 GB
@@ -71,7 +77,7 @@ MOST_SCORES = 2**29  # of (h, t, t): beyond it a dense attention takes more than
 
 
 def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, bf16: bool) -> dict:
-    """Parameters, seconds a step and peak MB of a classifier trained with extensions.
+    """Parameters, seconds a step and peak MB of training a classifier with extensions.
 
     shape: b rows of t tokens; flags: extensions with a space between.
     """
@@ -80,6 +86,7 @@ def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, b
     settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
     torch.manual_seed(0)
     model = TASKS["sst"].build_model(Settings(settings), pretrained=False).to(worker.device)
+    forget_peak(worker.device)  # of building the model
     (b, t), steps = shape, 3
     tokens = torch.randint(SHAPES[size].vocab_size, (steps * b, t)).tolist()
     names = [str(i) for i in range(len(tokens))]

@@ -5,6 +5,7 @@ lack has a fallback or is refused.
 """
 
 import contextlib
+import ctypes
 import os
 import platform
 import sys
@@ -118,9 +119,11 @@ def peak_mb(device: torch.device) -> float:
 
 
 def free_cache(device: torch.device) -> None:
-    """Give back to the accelerator what torch keeps for its next tensors."""
+    """Give back to the accelerator, or the system, what torch or glibc keeps for next tensors."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def random_state(device: torch.device) -> torch.Tensor:

@@ -1,0 +1,57 @@
+"""QLoRA: LoRA's adapters on linears whose frozen weights are kept in 4 bits.
+
+    y = x Ŵᵀ + b + s x Aᵀ Bᵀ            Dettmers et al. 2023, eq. 5; Ŵ: normal_float.py
+
+All linears of the layers are kept so, whichever of them have adapters; embeddings, normalizations
+and biases stay as they are. Ŵ is computed for each product and forgotten, in the backward pass too,
+so that a step's memory is that of its activations and one matrix. The weights of a model are whole
+once, when they are read. Differs from the paper in that optimizer states are not paged.
+
+    python classifier.py --extension qlora:rank=16,targets=all
+    python classifier.py --model_size gpt2-xl --extension qlora --extension gradient_checkpointing
+"""
+
+from dataclasses import asdict, dataclass
+
+from engine.devices import free_cache
+from engine.errors import InputError
+from engine.extension import Extension
+from extensions.lora import LoRA
+from extensions.lora_peft import PLACES, parent_of
+from extensions.normal_float import NF4Linear
+
+
+@dataclass
+class QLoRA(Extension):
+    """block: weights to one constant; double: the constants are quantized too; the rest: lora's."""
+
+    rank: int = 8
+    alpha: float = 0.0
+    dropout: float = 0.0
+    targets: str = "all"
+    rslora: bool = False
+    dora: bool = False
+    plus: float = 0.0
+    block: int = 64
+    double: bool = True
+
+    freezes_backbone = True
+    recordable = True
+
+    def __post_init__(self):
+        self.rounding = {"block": self.block, "double": self.double}
+        options = {name: v for name, v in asdict(self).items() if name not in self.rounding}
+        self.adapters = LoRA(**options)
+        if self.block < 2 or self.block % 2:
+            raise InputError(f"qlora: block={self.block}: expected an even number from 2 on")
+
+    def prepare_model(self, model) -> None:
+        for layer in model.gpt.gpt_layers:
+            for name in PLACES:
+                parent = parent_of(layer, name)
+                setattr(parent, name, NF4Linear(getattr(parent, name), **self.rounding))
+            free_cache(model.gpt.word_embedding.weight.device)  # of the layer as it was
+        self.adapters.prepare_model(model)
+
+    def make_optimizer(self, model, lr: float, weight_decay: float):
+        return self.adapters.make_optimizer(model, lr, weight_decay)
