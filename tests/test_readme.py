@@ -1,6 +1,6 @@
 """What the README says is true: its commands parse, its files exist."""
 
-import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -17,9 +17,10 @@ from studies.records import Records
 README, RUNNING = (
     (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/running.md")
 )
-BLOCKS = re.findall(r"```(?:sh)?\n(.*?)```", README + RUNNING, flags=re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README + RUNNING, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = [block for language, block in FENCED if language in ("", "sh")]
 COMMANDS = [
-    line.split("#")[0].strip()
+    re.split(r"#| [|<] ", line)[0].strip()
     for line in "\n".join(BLOCKS).splitlines()
     if re.match(r"(python|make|source) ", line)
 ]
@@ -40,6 +41,9 @@ def test_a_command_names_a_program_that_is_there_and_flags_that_it_has(command):
     if program == "make":
         targets = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert re.search(rf"^{words[0]}:", targets, flags=re.MULTILINE)
+        return
+    if words[0] == "-m":
+        assert importlib.util.find_spec(f"{words[1]}.__main__")
         return
     assert (ROOT / words[0]).is_file()
     name = words[0].removesuffix(".py")
