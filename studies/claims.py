@@ -14,9 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from engine.database_url import masked
 from engine.errors import InputError, excerpt, optional
 from engine.files import is_alive, process_mark
-from programs.search.study import masked
 
 RENEWED, EXPIRED = 30, 300  # seconds: between renewals, and without one
 

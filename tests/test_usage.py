@@ -5,7 +5,6 @@ import contextlib
 import io
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from engine.errors import Parser
 from engine.files import ROOT
 from engine.help import examples, summary, with_default
 
-FOLDERS = (".", "benchmarks", "course", "data", "programs", "studies")  # of programs for people
+FOLDERS = ("benchmarks", "course", "data", "programs", "studies")  # of programs for people
 
 
 def is_program(path: Path) -> bool:
@@ -28,12 +27,8 @@ def is_program(path: Path) -> bool:
 
 
 def programs() -> list[str]:
-    listed = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    paths = map(Path, listed.stdout.splitlines())
-    chosen = [p for p in paths if p.parts[0] in FOLDERS or len(p.parts) == 1]
-    return [str(path) for path in chosen if is_program(ROOT / path)]
+    paths = [*ROOT.glob("*.py"), *(path for f in FOLDERS for path in (ROOT / f).rglob("*.py"))]
+    return sorted(str(path.relative_to(ROOT)) for path in paths if is_program(path))
 
 
 def module_of(path: str) -> str:

@@ -32,6 +32,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.database_url import masked
 from engine.errors import InputError, Parser, command, leave_stopped, optional
 from engine.files import atomic_path, check_writable, is_alive
 from engine.run_lock import RunLock
@@ -42,7 +43,7 @@ from engine.signals import Stopped
 from engine.extension import load_extensions
 from engine.flags import check_range
 from programs.search.space import parse_space, probes, words_of
-from programs.search.study import ended, masked, open_study, retry_interrupted, sampler_seed
+from programs.search.study import ended, open_study, retry_interrupted, sampler_seed
 from programs.search.trial import PROGRAMS, WITHOUT_TEST, TrialFailed, run_trial
 
 STARTUP = 10  # trials that are drawn evenly, before TPE

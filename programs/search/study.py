@@ -1,12 +1,11 @@
 """The study of a search in its database: opened, counted, gone on with after an interruption."""
 
-import re
 import shutil
 import socket
 import zlib
 from pathlib import Path
-from urllib.parse import unquote, unquote_plus
 
+from engine.database_url import masked
 from engine.errors import InputError, excerpt
 from engine.files import is_alive
 from programs.search.trial import trial_folder
@@ -43,16 +42,6 @@ def open_study(args):
         )
     study.set_user_attr("settings", settings)
     return study
-
-
-def masked(text: str, url: str) -> str:
-    """A text in which the password of a database URL, as it is or decoded, is three stars."""
-    name = url.partition("://")[2].rpartition("@")[0]
-    secrets = [name.partition(":")[2], *re.findall(r"[?&](?:password|passwd)=([^&]*)", url)]
-    for secret in filter(None, secrets):
-        for form in (secret, unquote(secret), unquote_plus(secret)):
-            text = text.replace(form, "***")
-    return text
 
 
 def _waiting(url: str) -> dict:

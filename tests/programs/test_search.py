@@ -13,11 +13,11 @@ from children import in_child
 from course_files import call_main, work_in, write, write_course, write_model
 from tiny_run import run_path
 
+from engine.database_url import masked
 from engine.errors import InputError
 from programs.search import search
 from programs.search import trial as search_trial
 from programs.search.space import Probe, Values, parse_space, probes, words_of
-from programs.search.study import masked
 
 # -- the space -------------------------------------------------------------------------------------
 
