@@ -31,6 +31,9 @@ class Extension:
     Python is not run again. So modules, `penalty` and `before_backward` look at no number there,
     keep nothing but in tensors that they change in place, and draw on the device alone.
 
+    changes_parameters: the backbone is not frozen, but has others after `prepare_model`; then that
+    comes before those of extensions that look at all of them.
+
     shardable: the weights may be sharded (engine/sharding.py). Whole weights are then seen by what
     runs inside a layer's or the model's forward pass alone; the other hooks see shares.
     """
@@ -38,6 +41,7 @@ class Extension:
     freezes_backbone = False
     recordable = False
     shardable = False
+    changes_parameters = False
 
     def prepare_model(self, model) -> None:
         """Change the model, after the weights are in."""
@@ -75,16 +79,20 @@ def technique_of(extension: Extension) -> str:
 def apply_extensions(model, extensions: Iterable[Extension]) -> None:
     """Freeze the backbone, once, if any extension wants that; then let each change the model.
 
-    Those that freeze it come first: the others find the parameters that they brought. The model
-    keeps them as `model.extensions`, in the order given, for the run that follows.
+    Those that freeze it, or change its parameters, come first: the others find what is there then.
+    The model keeps them as `model.extensions`, in the order given, for the run that follows.
     """
     model.extensions = list(extensions)
     if any(extension.freezes_backbone for extension in model.extensions):
         model.gpt.requires_grad_(False)
-    for extension in sorted(model.extensions, key=lambda one: not one.freezes_backbone):
+    for extension in sorted(model.extensions, key=_comes_later):
         extension.prepare_model(model)
     for extension in model.extensions:
         extension.check(model)
+
+
+def _comes_later(extension: Extension) -> bool:
+    return not (extension.freezes_backbone or extension.changes_parameters)
 
 
 def equip(model, extensions: Iterable[Extension]) -> None:
