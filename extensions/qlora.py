@@ -52,6 +52,7 @@ class QLoRA(Extension):
                 setattr(parent, name, NF4Linear(getattr(parent, name), **self.rounding))
             free_cache(model.gpt.word_embedding.weight.device)  # of the layer as it was
         self.adapters.prepare_model(model)
+        free_cache(model.gpt.word_embedding.weight.device)
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         return self.adapters.make_optimizer(model, lr, weight_decay)
