@@ -117,6 +117,9 @@ def command(main):
                 return main(*args, **kwargs)
         except InputError as error:
             message = str(error)
+        except BrokenPipeError:  # who read the output has enough, as head has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             message = f"{where}{error.strerror or error}: free or choose another place, then repeat"

@@ -17,12 +17,19 @@ SEEDS, NO_SEED = "seeds", "none"
 
 
 def figures_of(study: Study, records: list[dict]) -> pd.DataFrame:
-    """A row a run at the rate that was kept: contestant, rate, seeds ("1+2") and each figure."""
-    done, _, _ = plan(study, records)
+    """A row a run at the rate that was kept: contestant, rate, seeds ("1+2") and each figure.
+
+    A contestant of which a rate is still to be tried has no row.
+    """
+    done, due, _ = plan(study, records)
+    first = study.seeds[:1]
+    undecided = [run.contestant for run in due if run.lr and run.seeds == first]
     rows = []
     for one in study.contestants:
+        if one in undecided:
+            continue
         runs = [run for run, _ in done if run.contestant == one]
-        tried = [run for run in runs if run.lr and run.seeds == study.seeds[:1]]
+        tried = [run for run in runs if run.lr and run.seeds == first]
         rate = best_rate(study, tried, records) if tried else None
         for run, record in done:
             if run.contestant == one and run.lr == rate:

@@ -21,6 +21,15 @@ def test_the_figures_are_those_of_the_kept_rate():
     assert values(figures_of(study, []), "plain", "dev_acc") == {}
 
 
+def test_a_contestant_of_which_a_rate_is_still_to_be_tried_has_no_figure_yet():
+    study = study_of(PLAIN, OTHER, lrs=(0.1, 0.2))
+    records = done_in_rounds(study, lambda run: run.lr)
+    left = [r for r in records if (r["contestant"], r["lr"], r["seeds"]) != ("other", 0.1, [1])]
+    assert len(left) == len(records) - 1
+    table = figures_of(study, left)
+    assert values(table, "other", "dev_acc") == {} and len(values(table, "plain", "dev_acc")) == 3
+
+
 def test_the_interval_is_student_s():
     # mean 2, s = 1, n = 3; t(0.975, 2) = 4.302653
     assert interval([1.0, 2.0, 3.0]) == pytest.approx(
