@@ -23,6 +23,7 @@ from engine.errors import InputError
 from engine.signals import LAUNCHER
 
 GLIBC_KEEPS = {-4: 0, -1: -1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: never, see mallopt(3)
+GLIBC_RETURNS = {-4: 2**16, -3: 2**22, -1: 2**22}  # those, and M_MMAP_THRESHOLD, in bytes
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,21 @@ def keep_freed_memory() -> None:
     Otherwise large tensors go back to the system when they are freed, and the next ones come page
     by page, each page zeroed: a seventh of the time of a step of GPT-2 on a CPU.
     """
+    _set_glibc(GLIBC_KEEPS)
+
+
+def return_freed_memory() -> None:
+    """The opposite, where memory is dear: each large tensor is the system's again when it is freed.
+
+    Kept ones lie between others that are still needed, so that new ones find no room there.
+    """
+    _set_glibc(GLIBC_RETURNS)
+
+
+def _set_glibc(parameters: dict[int, int]) -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        for parameter, value in GLIBC_KEEPS.items():
+        for parameter, value in parameters.items():
             libc.mallopt(parameter, value)
 
 

@@ -5,7 +5,8 @@
 All linears of the layers are kept so, whichever of them have adapters; embeddings, normalizations
 and biases stay as they are. Ŵ is computed for each product and forgotten, in the backward pass too,
 so that a step's memory is that of its activations and one matrix. The weights of a model are whole
-once, when they are read. Differs from the paper in that optimizer states are not paged.
+once, when they are read. On a CPU freed memory goes back to the system at once, which costs time.
+Differs from the paper in that optimizer states are not paged.
 
     python classifier.py --extension qlora:rank=16,targets=all
     python classifier.py --model_size gpt2-xl --extension qlora --extension gradient_checkpointing
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from engine.devices import free_cache
 from engine.errors import InputError
 from engine.extension import Extension
+from engine.parallel import return_freed_memory
 from extensions.lora import LoRA
 from extensions.lora_peft import PLACES, parent_of
 from extensions.normal_float import NF4Linear
@@ -46,6 +48,7 @@ class QLoRA(Extension):
             raise InputError(f"qlora: block={self.block}: expected an even number from 2 on")
 
     def prepare_model(self, model) -> None:
+        return_freed_memory()
         for layer in model.gpt.gpt_layers:
             for name in PLACES:
                 parent = parent_of(layer, name)

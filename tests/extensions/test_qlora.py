@@ -1,6 +1,9 @@
 """NF4 by the paper's table, its error by its levels, and adapters on it as on dense weights."""
 
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 
 from engine.errors import InputError
 from engine.extension import apply_extensions
+from engine.files import ROOT
 from extensions.lora import LoRA, adapters, merge
 from extensions.normal_float import NF4Linear, levels, packed, unpacked
 from extensions.qlora import QLoRA
@@ -166,6 +170,30 @@ def test_the_adapters_learn_as_on_dense_weights(folder, options):
         assert parameter.requires_grad == (name in trained)
         if name in trained:
             torch.testing.assert_close(parameter.grad, trained[name].grad, atol=1e-3, rtol=1e-3)
+
+
+FREED = """
+import torch
+from torch import nn
+from engine.parallel import keep_freed_memory, return_freed_memory
+
+def resident():
+    lines = open("/proc/self/status", encoding="utf-8").read().splitlines()
+    return int(dict(line.split(":", 1) for line in lines)["VmRSS"].split()[0]) // 1024
+
+keep_freed_memory()
+return_freed_memory()
+before, blocks = resident(), [torch.ones(2**22) for _ in range(20)]
+small = [torch.ones(100) for _ in range(20)]
+del blocks
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_large_tensors_go_back_to_the_system_at_once():
+    done = subprocess.run([sys.executable, "-c", FREED], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 50, done.stderr  # of 320
 
 
 def test_every_linear_of_the_layers_is_kept_in_4_bits_and_all_else_as_it_was(folder):
