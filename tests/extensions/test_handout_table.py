@@ -49,3 +49,9 @@ def test_there_is_a_row_for_each_method_that_the_handout_names():
     methods = "LoRA|ReFT|DPO|FlashAttention|sliding-window|sinks|Triton|int8|bfloat16|GPTQ"
     methods += "|Quadapter|K-FAC|Shampoo|SOAP|smoothness|Bregman|dropout|ensembling|search"
     assert [m for m in methods.split("|") if not any(m in row[0] for row in ROWS)] == []
+
+
+def test_every_row_of_the_page_has_as_many_cells_as_its_head():
+    for table in re.findall(r"(?:^ *\|.*\n)+", TEXT, flags=re.MULTILINE):
+        cells = [len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()]
+        assert len(set(cells)) == 1, table
