@@ -9,10 +9,13 @@ PENDING = 2  # a best file and the last file that names it
 
 
 class Writer:
-    """Calls functions one after another in its thread; an error comes out at the next call here."""
+    """Calls functions one after another in its thread; an error comes out at the next call here.
+
+    After an error it calls none: a last file must not say that an older best one belongs to it.
+    """
 
     def __init__(self):
-        self.pool = ThreadPoolExecutor(1)
+        self.pool, self.failed = ThreadPoolExecutor(1), False
         self.pending: list[Future] = []
 
     def __enter__(self) -> "Writer":
@@ -35,7 +38,14 @@ class Writer:
         If two calls are not done yet, it waits, so that there are never more copies.
         """
         self.wait(PENDING - 1)
-        self.pending.append(self.pool.submit(function, copied(tree)))
+        self.pending.append(self.pool.submit(self._call, function, copied(tree)))
+
+    def _call(self, function: Callable, tree: dict) -> None:
+        if self.failed:
+            return
+        self.failed = True
+        function(tree)
+        self.failed = False
 
 
 def copied(value):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,11 @@ def result(folder: Path) -> dict:
     tree = load_tree(run_path(folder, "runs/*/best.safetensors"))
     lines = run_path(folder, "runs/*/metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return {
-        "weights": {n: t.numpy().tobytes() for n, t in tree["model"].items()},
+        "weights": {n: sha256(t.numpy().tobytes()).hexdigest() for n, t in tree["model"].items()},
         "figures": [{**json.loads(line), "seconds": 0} for line in lines],
-        "predictions": {p.name: p.read_bytes() for p in (folder / "predictions").iterdir()},
+        "predictions": {
+            p.name: sha256(p.read_bytes()).hexdigest() for p in (folder / "predictions").iterdir()
+        },
     }
 
 
