@@ -307,7 +307,8 @@ def test_a_checkpoint_predicts_what_the_run_predicted(words, tmp_path, monkeypat
     for path in outputs:
         path.unlink()
     [best] = (tmp_path / "runs").glob("*/best.safetensors")
-    scores = [line for line in capsys.readouterr().out.splitlines() if "dev acc" in line][-1]
+    said = capsys.readouterr().out.splitlines()
+    [scores] = [line for line in said if line.startswith("paraphrase: dev acc")]
     monkeypatch.setattr("engine.task.fit", no_training)
     flags = ["--data_dir", words[1], "--checkpoint", best]  # no --model_size: it is in the file
     call_main(monkeypatch, "paraphrase_detection", *flags)

@@ -29,7 +29,8 @@ def take_step(model, optimizer, extension) -> None:
     tokens, mask = torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.long)
     logits = model(tokens, mask)
     labels = torch.zeros(2, dtype=torch.long)
-    extension.before_backward(model, {"labels": labels, "attention_mask": mask})
+    batch = {"token_ids": tokens, "attention_mask": mask, "labels": labels}
+    extension.before_backward(model, batch)
     logits.square().sum().backward()
     optimizer.step()
 

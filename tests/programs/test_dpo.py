@@ -500,7 +500,7 @@ def outcome(root) -> dict:
     """Pairs, weights and figures of the one run in a folder, in which nothing else is."""
     folder = run_path(root)
     files = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
-    files |= {"pairs-train.jsonl", "pairs-dev.jsonl"}
+    files |= {"resources.json", "pairs-train.jsonl", "pairs-dev.jsonl"}
     assert {path.name for path in folder.glob("[!.]*")} == files
     return {
         "pairs": [(folder / f"pairs-{split}.jsonl").read_bytes() for split in ("train", "dev")],

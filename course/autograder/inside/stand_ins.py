@@ -68,16 +68,26 @@ class Tokenizer:
     encode = __call__
 
 
-def bar(rows=(), *arguments, **options):
-    """tqdm without a bar."""
-    return rows
+class Bar:
+    """tqdm without a bar: its rows, and whatever is said of them is not shown."""
+
+    def __init__(self, rows=(), *arguments, **options):
+        self.rows = range(rows) if isinstance(rows, int) else rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *arguments, **options: None
 
 
 KNOWN = {
     "PretrainedConfig": PretrainedConfig,
     "PreTrainedModel": PreTrainedModel,
     **dict.fromkeys(("GPT2Tokenizer", "GPT2TokenizerFast", "AutoTokenizer"), Tokenizer),
-    **dict.fromkeys(("tqdm", "trange"), bar),
+    **dict.fromkeys(("tqdm", "trange"), Bar),
 }
 
 
