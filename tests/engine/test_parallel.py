@@ -137,10 +137,10 @@ def test_a_cluster_that_stops_torchrun_finds_the_run_saved(how, place):
 OVERFLOWING = f"""import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import classifier
-from engine import flags, training
+from engine import machine_flags, training
 from engine.trees import tensors_digest
 
-flags.has_fp16_units = lambda kind: True
+machine_flags.has_fp16_units = lambda kind: True
 task = type(classifier.TASKS["sst"])
 loss_fn, finish, calls = task.loss_fn, training.Trainer.finish_epoch, []
 

@@ -12,9 +12,9 @@ from engine.best_file import named_best
 from engine.errors import InputError
 from engine.trees import load_tree
 
-# Figures of time, the digest of a file with some (`named_best` looks at it), the code's state, and
-# whether the last start was by --resume.
-CHANGING = {"seconds", "tokens_per_second", "digest", "commit", "resume"}
+# Figures of time and memory, the digest of a file with some (`named_best` looks at it), the code's
+# state, and whether the last start was by --resume.
+CHANGING = {"seconds", "tokens_per_second", "peak_mb", "digest", "commit", "resume"}
 UNCOMPARED = {".png", ".db", ".lock"}  # their presence is, and of a database its trials
 # In a search: folders named by a process, numbers of trials, and hashes of flags that name these.
 OF_AN_ATTEMPT = re.compile(r"(?<=trial-)\d+|.*/data-[^/\"]+-\d+|(?<=-)[0-9a-f]{8}(?=/|$)")
