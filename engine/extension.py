@@ -60,6 +60,15 @@ class Extension:
     def before_backward(self, model, batch: dict) -> None:
         """Called for each part of a step, after its forward pass and before its backward pass."""
 
+    def differentiated(self, model):
+        """A context in which the model has the weights to take a step's gradient at, or None.
+
+        It is entered once a gradient at the model's own weights is in `.grad`; inside, the gradient
+        of the same batches takes its place. The step's loss and right answers stay those of the
+        model's own weights, which must be back afterwards. None: that first gradient is the step's.
+        """
+        return None
+
     def after_step(self, model) -> None:
         """Called right after the weights moved."""
 

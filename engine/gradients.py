@@ -7,6 +7,7 @@ large batch, however it is cut.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,6 +57,18 @@ class Objective:
         wide = widest_float(loss.device)
         return torch.stack([loss.detach().to(wide), count_correct(logits, batch).to(wide)])
 
+    def differentiate(self, take: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """take() leaves a gradient and returns its figures: done again where an extension moves to.
+
+        Returns the first figures, those at the model's own weights.
+        """
+        figures = take()
+        for extension in self.extensions:
+            if moved := extension.differentiated(self.model):
+                with moved:
+                    take()
+        return figures
+
 
 class Gradients:
     """Leaves the gradient of a step in the parameters' `.grad`."""
@@ -76,9 +89,9 @@ class Gradients:
         with self.precision():
             while True:
                 try:
-                    self.optimizer.zero_grad(set_to_none=True)
                     with compiler_errors(self.compile):
-                        return targets, self._add_up(group, targets)
+                        add_up = functools.partial(self._add_up, group, targets)
+                        return targets, self.objective.differentiate(add_up)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         raise
@@ -89,6 +102,7 @@ class Gradients:
         return matmul_precision("high") if self.tf32 else contextlib.nullcontext()
 
     def _add_up(self, group: list[dict], targets: float) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
         pieces = [p for batch in group for p in split_batch(batch, self.micro_batch)]
         figures = []
         for i, piece in enumerate(pieces):

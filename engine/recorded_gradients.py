@@ -1,5 +1,6 @@
 """The gradient of a step from recorded passes, engine/step_graph.py, where a run may."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 
@@ -62,18 +63,22 @@ class RecordedGradients(Gradients):
         if self.graphs is None:
             return super().of(group)
         counts = [count_targets(batch) for batch in group]
-        targets = float(sum(counts))
         try:
             with self.precision():
-                self.graphs.begin()
-                for batch, count in zip(group, counts, strict=True):
-                    self.graphs.add(batch, targets, count / targets)
-            return targets, self.graphs.figures.clone()
+                replay = functools.partial(self._replay, group, counts)
+                return float(sum(counts)), self.objective.differentiate(replay)
         except torch.OutOfMemoryError:
             self.optimizer.gradients_stay = False
             self.graphs = None  # what it holds is free with the next allocation that needs it
         self.log("out of memory: the recorded steps are given up, the run goes on eagerly")
         return super().of(group)
+
+    def _replay(self, group: list[dict], counts: list[int]) -> torch.Tensor:
+        self.graphs.begin()
+        targets = float(sum(counts))
+        for batch, count in zip(group, counts, strict=True):
+            self.graphs.add(batch, targets, count / targets)
+        return self.graphs.figures.clone()
 
 
 def most_positions(model) -> float:
