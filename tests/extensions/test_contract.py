@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 from dataclasses import fields
 
@@ -253,21 +252,30 @@ def test_two_techniques_train_together_or_are_refused_with_the_reason(
     assert conflict or stored()["sentiment_head.weight"].isfinite().all()
 
 
+def in_turn(first: str, second: str) -> list[str]:
+    """Of each of the two the next further options, as the flags of this pair."""
+    turn = NAMES.index(second) - NAMES.index(first)
+    tried = [(name, CASES[name].varied) for name in (first, second)]
+    return [f"{name}:{varied[turn % len(varied)]}" for name, varied in tried]
+
+
+def test_all_further_options_have_their_turn():
+    flags = {flag for pair in PAIRS for flag in in_turn(*pair)}
+    assert flags == {f"{name}:{options}" for name, options in VARIED}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("first, second", PAIRS, ids="-".join)
 def test_two_with_other_options_train_or_are_refused_in_one_line(
     first, second, place, monkeypatch, capsys
 ):
-    for options in itertools.product(CASES[first].varied, CASES[second].varied):
-        flags = [f"{name}:{text}" for name, text in zip((first, second), options, strict=True)]
-        try:
-            run(monkeypatch, "classifier", flags, "--epochs", "1", "--limit", "8")
-        except SystemExit as stop:
-            error = capsys.readouterr().err
-            assert stop.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
-        else:
-            assert list(place.glob("runs/*/best.safetensors"))
-        shutil.rmtree("runs", ignore_errors=True)
+    try:
+        run(monkeypatch, "classifier", in_turn(first, second), "--epochs", "1", "--limit", "8")
+    except SystemExit as stop:
+        error = capsys.readouterr().err
+        assert stop.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    else:
+        assert list(place.glob("runs/*/best.safetensors"))
 
 
 @pytest.mark.parametrize("name", NAMES)
