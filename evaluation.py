@@ -129,6 +129,7 @@ def main():
     systems = {args.sonnets: generated, "random lines": null}
     rows = {name: sonnet_report(texts, gold, prompts) for name, texts in systems.items()}
     print(report_table(rows))
+    print("next: python prepare_submit.py packs what is in predictions/")
 
 
 if __name__ == "__main__":

@@ -232,6 +232,7 @@ def main(argv=None):
             f"{args.data_dir}: {len(failed)} of {len(NAMES)} files could not be brought, for the "
             f"reasons above: {', '.join(failed)}"
         )
+    print("next: python classifier.py --fine-tune-mode full-model --use_gpu")
 
 
 if __name__ == "__main__":

@@ -469,11 +469,12 @@ def test_the_program_prints_the_table(sonnet_files, tmp_path):
         text=True,
     )
     assert (run.returncode, run.stderr) == (0, "")
-    header, ours, null = run.stdout.splitlines()
+    header, ours, null, after = run.stdout.splitlines()
     report = sonnet_report(read_sonnets(tmp_path / "g.txt"), read_sonnets(tmp_path / "gold.txt"))
     assert header.split() == list(report)
     assert ours.split() == ["g.txt", *(f"{value:.3f}" for value in report.values())]
     assert null.startswith("random lines") and float(null.split()[4]) == 14.0
+    assert after.startswith("next: python prepare_submit.py")
 
 
 def test_the_program_refuses_files_of_unlike_numbers(sonnet_files, tmp_path, monkeypatch, capsys):
@@ -493,7 +494,7 @@ def test_the_program_s_prompts_say_what_was_given(sonnet_files, monkeypatch, cap
     write_sonnets("g.txt", own[::-1])
     write_sonnets("prompts.txt", prompts)
     call_main(monkeypatch, "evaluation", *sonnet_files, "--prompts", "prompts.txt")
-    _, ours, null = capsys.readouterr().out.splitlines()
+    _, ours, null, _ = capsys.readouterr().out.splitlines()
     report = sonnet_report(own[::-1], gold[::-1], prompts)
     assert ours.split() == ["g.txt", *(f"{value:.3f}" for value in report.values())]
     assert ours.split()[2] != f"{sonnet_report(own, gold)['chrf_continuation']:.3f}"
