@@ -18,22 +18,18 @@ right answers and wrong ones), and in that dropout is off, so that π begins as 
 """
 
 from collections import Counter
-from pathlib import Path
 
 from engine.errors import InputError, Parser, command
-from engine.hub import load_tokenizer, save_gpt2
+from engine.hub import load_tokenizer
 from engine.parallel import seed_everything
 
 # isort: split
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from engine.batches import to_device
 from engine.checkpoint import RunFolder
-from engine.corpus import save_tokenizer
-from engine.extension import Extension, equip, load_extensions
 from engine.flags import (
     add_data_dir,
     add_fit_arguments,
@@ -58,66 +54,11 @@ from programs.dpo.data import (
     prepare_pairs,
 )
 from programs.dpo.losses import CHOSEN, REJECTED
+from programs.further_training import check_extensions, extended, run_folder, start_model
 from programs.tasks import TASKS
 
 BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
-
-
-def start_model(args):
-    """(model, args): the model to start from, and what loading the result needs."""
-    task = TASKS[args.task]
-    if args.checkpoint:
-        model, settings = task.load(args.checkpoint)
-        kept = ("model_size", "gpt_config", "answer_tokens")
-        facts = {name: getattr(settings, name) for name in kept if hasattr(settings, name)}
-        args = args.replace(started_with=settings.extension, **facts)
-    else:
-        model, settings = task.start(args.replace(extension=[], started_with=[]))
-        args = settings.replace(extension=args.extension)
-    for part in model.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0
-    return model, args
-
-
-def run_folder(args, worker: Worker) -> RunFolder:
-    """Its settings are those by which the task's own program loads the result."""
-    left_out = ("examples", "pairs_only", "started_with")
-    kept = {name: value for name, value in vars(args).items() if name not in left_out}
-    kept |= {"start": args.checkpoint, "extension": [*args.started_with, *args.extension]}
-    name = f"{args.loss}-{Path(args.model_size).name}"
-    settings = Settings(kept, args.defaults)
-    return RunFolder(args.runs_dir, args.task, name, settings, writes=worker.is_main)
-
-
-def extended(args, model, folder: RunFolder) -> list[Extension]:
-    """Apply those of --extension; the checkpoint's own are in the model.
-
-    A frozen backbone is no part of a result: where it was fine-tuned before, it is kept beside it
-    as a folder in HuggingFace's format, which the result's `model_size` then names.
-    """
-    extensions = load_extensions(args.extension)
-    if args.checkpoint and any(extension.freezes_backbone for extension in extensions):
-        start = folder.path / "start"
-        if folder.writes and not args.resume:
-            tokenizer = load_tokenizer(args.model_size)
-            save_gpt2(model.gpt, start, end_token=tokenizer.eos_token_id)
-            save_tokenizer(tokenizer, start)
-        folder.settings = folder.settings.replace(model_size=str(start))
-    equip(model, extensions)
-    return extensions
-
-
-def check_extensions(args) -> None:
-    for flag, extension in zip(args.extension, load_extensions(args.extension), strict=True):
-        hooks = ("penalty", "before_backward")
-        if any(getattr(type(extension), hook) is not getattr(Extension, hook) for hook in hooks):
-            raise InputError(f"--extension {flag}: it acts on a task's loss, here there is another")
-        if extension.freezes_backbone and args.started_with:
-            raise InputError(
-                f"--extension {flag}: {args.checkpoint} has {', '.join(args.started_with)}, whose "
-                f"parameters are trained on: leave it out"
-            )
+LEFT_OUT = ("examples", "pairs_only")  # flags that change nothing of the result
 
 
 @torch.no_grad()
@@ -169,17 +110,18 @@ def train(args, model, pairs: dict, folder: RunFolder, worker: Worker) -> None:
 def run(args, worker: Worker) -> None:
     """Build the pairs, look at them, train."""
     seed_everything(args.seed)
-    model, args = start_model(args)
+    task = TASKS[args.task]
+    model, args = start_model(task, args)
     model.to(worker.device)
     check_extensions(args)
-    folder = run_folder(args, worker)
+    folder = run_folder(task, args, worker, method=args.loss, left_out=LEFT_OUT)
     if worker.is_main:
         print(f"{args.loss}: beta {args.beta:g}, lr {args.lr:g}, checkpoints in {folder.path}")
     pairs, resume = prepare_pairs(args, model, folder, worker)
     if not args.pairs_only:
         train(args.replace(resume=resume), model, pairs, folder, worker)
     if worker.is_main:
-        after = f"python {' '.join(TASKS[args.task].command)} --checkpoint {folder.best}"
+        after = f"python {' '.join(task.command)} --checkpoint {folder.best}"
         if args.pairs_only:
             after = f"python -m programs.dpo … --pairs {folder.path / 'pairs-train.jsonl'}"
         print(f"next: {after}")
