@@ -162,11 +162,16 @@ class Sonnets(Task):
 TASK = Sonnets()
 
 
-def add_paths(parser) -> None:
-    """The files of this task."""
+def add_split_paths(parser) -> None:
+    """The files of which `split_sonnets` makes train and dev."""
     parser.add_argument("--sonnet_path", default=data_path("sonnet", "train"))
     parser.add_argument("--held_out_sonnet_path", default=data_path("sonnet", "test"))
     parser.add_argument("--dev_gold_path", default=data_path("sonnet", "gold"))
+
+
+def add_paths(parser) -> None:
+    """The files of this task."""
+    add_split_paths(parser)
     parser.add_argument("--dev_sonnet_path", default=data_path("sonnet", "dev"))
     parser.add_argument("--sonnet_out", default="predictions/generated_sonnets.txt")
     parser.add_argument("--dev_sonnet_out", default="predictions/generated_sonnets_dev.txt")

@@ -56,6 +56,7 @@ from programs.dpo.data import (
 from programs.dpo.losses import CHOSEN, REJECTED
 from programs.further_training import check_extensions, extended, run_folder, start_model
 from programs.tasks import TASKS
+from sonnet_generation import add_split_paths
 
 BETAS = {"dpo": 0.1, "ipo": 0.1, "orpo": 0.1, "simpo": 2.0}
 LEFT_OUT = ("examples", "pairs_only")  # flags that change nothing of the result
@@ -162,12 +163,7 @@ def get_args(argv=None):
 
 def add_data_arguments(parser) -> None:
     group = parser.add_argument_group("data, and how sonnets are sampled")
-    for flag, split in (
-        ("sonnet_path", "train"),
-        ("held_out_sonnet_path", "test"),
-        ("dev_gold_path", "gold"),
-    ):
-        group.add_argument(f"--{flag}", default=data_path("sonnet", split))
+    add_split_paths(group)
     group.add_argument("--para_train", default=data_path("paraphrase", "train"))
     group.add_argument("--para_dev", default=data_path("paraphrase", "dev"))
     add_data_dir(parser)
