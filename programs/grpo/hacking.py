@@ -137,9 +137,11 @@ def worsened(before: dict, after: dict) -> list[str]:
 
 
 def warning(before: dict, after: dict) -> str:
-    """What is to be said of a reward that rose while other quantities got worse; or nothing."""
+    """Said of a reward that did not rise, or rose while other quantities got worse; else ""."""
     rise, worse = after["dev_reward"] - before["dev_reward"], worsened(before, after)
-    if rise <= 0 or not worse:
+    if rise <= 0:
+        return "warning: the reward did not rise on dev prompts: keep the model of the start"
+    if not worse:
         return ""
     listed = "; ".join(f"{WATCHED[n].what} {before[n]:.3f} -> {after[n]:.3f}" for n in worse)
     return (

@@ -268,11 +268,15 @@ def test_a_reward_that_rises_while_something_else_gets_worse_is_warned_of(name, 
     [
         {"dev_reward": 0.6, "dev_loss": 9.0, "dev_chrf": 12.0, "dev_tokens": 11.0},
         {"dev_reward": 0.6, "dev_loss": 10.01},
-        {"dev_reward": 0.4, "dev_loss": 12.0},
     ],
 )
 def test_nothing_is_warned_of_where_nothing_is_wrong(change):
     assert hacking.warning(CALM, CALM | change) == ""
+
+
+@pytest.mark.parametrize("change", [{}, {"dev_reward": 0.4, "dev_loss": 12.0}])
+def test_a_reward_that_does_not_rise_is_said_as_such(change):
+    assert "the reward did not rise" in hacking.warning(CALM, CALM | change)
 
 
 def test_grams_go_from_line_to_line_and_are_of_four_words():
@@ -422,6 +426,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 @SOUNDS
 def test_a_model_learns_what_is_rewarded_and_is_caught_at_it(place, monkeypatch, capsys):
     """The share of words that are "red": nothing that a sonnet is better for."""
@@ -462,6 +467,7 @@ def test_the_tasks_program_and_decoding_take_the_result(place, monkeypatch, caps
     assert Path("predictions/generated_sonnets.txt").exists()
 
 
+@pytest.mark.slow
 @SOUNDS
 def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(place, monkeypatch):
     weights = []
@@ -471,6 +477,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(place, monke
     assert same_bits(weights[0], weights[1]) and not same_bits(weights[0], weights[2])
 
 
+@pytest.mark.slow
 @SOUNDS
 @pytest.mark.parametrize("more", [(), ("--extension", "lora:rank=2,dropout=0.3")])
 def test_interrupted_between_two_updates_it_goes_on_to_the_same_bits(
