@@ -9,10 +9,12 @@ rounded ones before them make of the text.
 Frantar et al. 2023, "OPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", section 4. Differs from the paper in that a linear sees what the rounded ones before
 it in its own layer make of the text, too, where there the six of a layer are rounded at once; and
-in the text, which by default is the task's training rows.
+in the text, which by default is the task's training rows. The code published with the paper has
+an asymmetric grid by default; here it takes `--grid asymmetric`.
 
     python -m programs.gptq --checkpoint runs/sonnet-…/best.safetensors --bits 4 --group_size 64
     python -m programs.gptq --checkpoint runs/sst-…/best.safetensors --calibration text.txt
+    python -m programs.gptq --checkpoint BEST --bits 3 --grid asymmetric --scale mse
 
 Finished layers are kept in a folder beside --out until all are: --resume goes on from there. What
 is written, and how it is used, is as for quantize.py.
@@ -32,7 +34,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine.batches import TokenDataset, make_loader, to_device
+from engine.batches import make_loader, to_device
 from engine.checkpoint import load_tree, save_tree
 from engine.devices import widest_float
 from engine.flags import check_range
@@ -43,7 +45,7 @@ from programs.gptq.rounding import Hessian, Options, best_rows
 from programs.quantize.grid import Rounded
 from programs.quantize.job import open_job
 from programs.quantize.linear import LINEARS, Recipe
-from programs.quantize.quantize import complete, make_parser, quantize, start
+from programs.quantize.quantize import complete, make_parser, quantize, recipe_of, start
 
 # -- a model ---------------------------------------------------------------------------------------
 
@@ -149,7 +151,8 @@ def quantize_linears(gpt, layer, names, hidden, masks, recipe: Recipe, options: 
     weights = [layer.get_submodule(name).weight for name in names]
     rounded, errors = best_rows(torch.cat(weights), hessian, recipe.grid, options)
     rows = [len(weight) for weight in weights]
-    pieces = zip(rounded.integers.split(rows), rounded.scale.split(rows), strict=True)
+    tensors = (rounded.integers, rounded.scale, rounded.zero_point)
+    pieces = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
     for name, piece in zip(names, pieces, strict=True):
         recipe.replace(layer, name, Rounded(*piece))
     return errors
@@ -165,7 +168,9 @@ def run(args, own: Settings, worker: Worker) -> None:
     job = open_job(args, own, worker)
     texts = calibration(args, job)
     options = Options(args.block, args.damping, args.act_order)
-    parts = Parts(Path(f"{args.out}.parts"), run_key(args, texts, job.args.batch_size))
+    batch_size = job.args.batch_size
+    key = run_key(args.checkpoint, recipe_of(args), options, texts.fingerprint(), batch_size)
+    parts = Parts(Path(f"{args.out}.parts"), key)
 
     def method(recipe: Recipe) -> None:
         parts.start(args.resume)
@@ -182,13 +187,11 @@ def run(args, own: Settings, worker: Worker) -> None:
     shutil.rmtree(parts.folder, ignore_errors=True)
 
 
-def run_key(args, texts: TokenDataset, batch_size: int) -> str:
-    """A hash of the checkpoint's bytes, the flags and the texts."""
-    with open(args.checkpoint, "rb") as file:
+def run_key(checkpoint, *decisive) -> str:
+    """A hash of the checkpoint's bytes and of all else that decides the result."""
+    with open(checkpoint, "rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    names = ("bits", "group_size", "mode", "embedding", "block", "damping", "act_order")
-    decisive = [content, texts.fingerprint(), batch_size, *(getattr(args, name) for name in names)]
-    return hashlib.sha256(repr(decisive).encode()).hexdigest()
+    return hashlib.sha256(repr((content, *decisive)).encode()).hexdigest()
 
 
 def get_args(argv=None):

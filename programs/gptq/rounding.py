@@ -9,9 +9,9 @@ those of the columns behind it in one product at its end: the block's size chang
 the result. With act_order the columns of the largest H_jj come first. The scale of a group is found
 when the turn of its first column comes; with act_order all are found before.
 
-Differs from the paper in the grid, which is symmetric (programs/quantize/grid.py); in that a row is
-rounded to nearest if that gives a smaller error in the norm of H; and in inputs that were always 0:
-their weights are rounded to nearest.
+The grid is one of programs/quantize/grid.py. Differs from the paper in that a row is rounded to
+nearest if that gives a smaller error in the norm of H; and in inputs that were always 0: their
+weights are rounded to nearest.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 
 from engine.errors import InputError
-from extensions.rounding import largest, quantize
 from programs.quantize.grid import Grid, Rounded, round_to_nearest
 
 
@@ -55,7 +54,7 @@ def gptq(weight, hessian, grid: Grid, options: Options) -> Rounded:
         order = hessian.diagonal().argsort(descending=True, stable=True)
     left, places = left[:, order], order.tolist()
     upper = cholesky_of_inverse(hessian[order][:, order], options.damping)
-    scale, width, limit = grid.scales(weight), grid.width(columns), largest(grid.bits)
+    (scale, zero_point), width = grid.fit(weight), grid.width(columns)
     integers = torch.empty_like(left, dtype=torch.int8)
     moving = width < columns and not options.act_order
     # where a group's scale is found on the way, all that came before has to be in its columns
@@ -66,15 +65,16 @@ def gptq(weight, hessian, grid: Grid, options: Options) -> Rounded:
         for j in range(start, end):
             group = places[j] // width
             if moving and j % width == 0:
-                scale[:, group : group + 1] = Grid(grid.bits).scales(left[:, j : j + width])
-            step = scale[:, group].double()
-            rounded = quantize(left[:, j], step, -limit, limit)
-            integers[:, places[j]] = rounded.to(torch.int8)
-            error = (left[:, j] - rounded * step) / upper[j, j]
+                found = grid.fit(left[:, j : j + width])
+                scale[:, group : group + 1], zero_point[:, group : group + 1] = found
+            step, zero = scale[:, group].double(), zero_point[:, group].double()
+            steps = grid.steps(left[:, j], step, zero)
+            integers[:, places[j]] = (steps + zero).to(torch.int8)
+            error = (left[:, j] - steps * step) / upper[j, j]
             left[:, j:end] -= error[:, None] * upper[j, j:end]
             errors[:, j - start] = error
         left[:, end:] -= errors @ upper[start:end, end:]
-    return Rounded(integers, scale)
+    return Rounded(integers, scale, zero_point)
 
 
 def cholesky_of_inverse(hessian, damping: float) -> torch.Tensor:
@@ -105,7 +105,10 @@ def best_rows(weight, hessian, grid: Grid, options: Options) -> tuple[Rounded, d
     nearest = round_to_nearest(weight, grid)
     errors = [row_errors(weight, each, hessian) for each in (by_gptq, nearest)]
     worse = (errors[0] > errors[1])[:, None]
-    integers = torch.where(worse, nearest.integers, by_gptq.integers)
-    chosen = Rounded(integers, torch.where(worse, nearest.scale, by_gptq.scale))
+    chosen = Rounded(
+        torch.where(worse, nearest.integers, by_gptq.integers),
+        torch.where(worse, nearest.scale, by_gptq.scale),
+        torch.where(worse, nearest.zero_point, by_gptq.zero_point),
+    )
     sums = {"gptq": float(torch.minimum(*errors).sum()), "nearest": float(errors[1].sum())}
     return chosen, sums

@@ -1,7 +1,8 @@
 """Linears whose weights are packed integers, and how a model gets them.
 
-    y = Σ_j x_j s_j q_j + bias                                         weights only
-    y = s_x s Σ_j ⌊x_j / s_x⌉ q_j + bias,   s_x = max|x| / 127         dynamic: the sum is of int32
+    y = Σ_j x_j s_j (q_j − z_j) + bias                                 weights only
+    y = s_x s (Σ_j p_j q_j − z Σ_j p_j) + bias                         dynamic: sums of int32
+    p_j = ⌊x_j / s_x⌉,   s_x = max|x| / 127
 
 Inputs that are rounded token by token while the model runs: Yao et al. 2022 (ZeroQuant), section
 4.1. The bias stays in floating point. Differs from the paper in that it has no kernels of its own:
@@ -49,7 +50,10 @@ def float_integer_matmul(x, weight) -> torch.Tensor:
 
 
 class QuantizedWeight(nn.Module):
-    """A matrix as packed integers and scales, all of them buffers; `weight` has it in float."""
+    """A matrix as packed integers, scales and, if the grid is asymmetric, zero points.
+
+    All of them are buffers; `weight` is the matrix in floating point.
+    """
 
     def __init__(self, shape, grid: Grid, device=None):
         super().__init__()
@@ -58,17 +62,21 @@ class QuantizedWeight(nn.Module):
         integers = torch.zeros(shape, dtype=torch.int8, device=device)
         self.register_buffer("packed", pack(integers, self.bits))
         self.register_buffer("scale", torch.zeros(rows, self.columns // width, device=device))
+        zero_point = None if grid.symmetric else torch.zeros_like(self.scale, dtype=torch.int8)
+        self.register_buffer("zero_point", zero_point)
 
     def hold(self, rounded: Rounded) -> None:
         self.packed.copy_(pack(rounded.integers, self.bits))
         self.scale.copy_(rounded.scale)
+        if self.zero_point is not None:
+            self.zero_point.copy_(rounded.zero_point)
 
     def integers(self) -> torch.Tensor:
         return unpack(self.packed, self.bits, self.columns)
 
     @property
     def weight(self) -> torch.Tensor:
-        return Rounded(self.integers(), self.scale).weight
+        return Rounded(self.integers(), self.scale, self.zero_point).weight
 
 
 class QuantizedLinear(QuantizedWeight):
@@ -90,6 +98,8 @@ class DynamicLinear(QuantizedLinear):
         scale, limit = weight_scale(tokens, INT8), largest(INT8)
         rounded = quantize(tokens, scale, -limit, limit).to(torch.int8)
         sums = integer_matmul(rounded, self.packed)
+        if self.zero_point is not None:
+            sums = sums - rounded.sum(dim=1, keepdim=True, dtype=sums.dtype) * self.zero_point.T
         y = sums * scale * self.scale.T + self.bias
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 

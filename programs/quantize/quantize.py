@@ -1,12 +1,15 @@
 """Quantization after training: a task's checkpoint as a small file of integers, and what it costs.
 
-    w ≈ s q,   s = max|w| / (2^(b−1) − 1),   q = ⌊w / s⌉              grid.py
+    w ≈ s (q − z),   q = ⌊w / s⌉ + z                                                  grid.py
 
-With 8 bits each row of a matrix has its scale ("per channel"; Jacob et al. 2018, eq. 1 with Z = 0),
-with fewer each group of columns in a row (Yao et al. 2022, "ZeroQuant", section 4.1). In `--mode
-dynamic` inputs are rounded too, token by token (same section), and integers are multiplied by
-integers. The linears of the layers become integers; normalisations, biases, positions and a head of
-the task's own stay in floating point, and so does the tied embedding, unless --embedding is given.
+By default z = 0 and s = max|w| / (2^(b−1) − 1): the grid that qat trains for. `--grid asymmetric`
+spans min w to max w with all 2^b integers, and `--scale mse` searches the s of the smallest squared
+error; both help where there are few bits. With 8 bits each row of a matrix has its scale ("per
+channel"; Jacob et al. 2018, eq. 1 with Z = 0), with fewer each group of columns in a row (Yao et
+al. 2022, "ZeroQuant", section 4.1). In `--mode dynamic` inputs are rounded too, token by token
+(same section), and integers are multiplied by integers. The linears of the layers become integers;
+normalisations, biases, positions and a head of the task's own stay in floating point, and so does
+the tied embedding, unless --embedding is given.
 Adapters of the run (lora, qat) are absorbed first: what they amount to is rounded.
 
 Dev figures before and after are of the same rows; those after are of the file, read again. Then
@@ -28,7 +31,7 @@ from engine.files import atomic_write
 from engine.parallel import Worker, joined_worker
 from engine.settings import Settings
 from extensions.rounding import UNROUNDED
-from programs.quantize.grid import INT8, Grid
+from programs.quantize.grid import INT8, KINDS, SCALES, Grid
 from programs.quantize.job import (
     Job,
     dev_figures,
@@ -110,12 +113,24 @@ def make_parser(doc: str, bits: int):
         "--bits",
         type=int,
         default=bits,
-        help=f"8, 4, 2, or {UNROUNDED}: not rounded; default: {bits}",
+        help=f"8, 4, 3, 2, or {UNROUNDED}: not rounded; default: {bits}",
     )
     parser.add_argument(
         "--group_size",
         type=int,
         help=f"columns that share a scale, 0: all; default: 0 for 8 bits, {GROUP_SIZE} for fewer",
+    )
+    parser.add_argument(
+        "--grid",
+        choices=KINDS,
+        default=KINDS[0],
+        help="asymmetric: from min to max in all 2^bits integers; default: as far to both sides",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default=SCALES[0],
+        help="max: nothing is cut off, the default; mse: of the smallest squared error",
     )
     parser.add_argument(
         "--mode",
@@ -146,6 +161,7 @@ def complete(args, method: str = ""):
         parts = [Path(args.checkpoint).stem, *filter(None, [method])]
         parts += [f"int{args.bits}" if args.bits < UNROUNDED else "unrounded"]
         parts += [f"g{args.group_size}"] * (args.group_size > 0)
+        parts += [args.grid] * (args.grid != KINDS[0]) + [args.scale] * (args.scale != SCALES[0])
         parts += ["dynamic"] * (args.mode == "dynamic") + ["embedding"] * args.embedding
         args.out = str(Path(args.checkpoint).with_name(f"{'-'.join(parts)}.safetensors"))
     args.report = f"{args.out}.json"
@@ -153,7 +169,8 @@ def complete(args, method: str = ""):
 
 
 def recipe_of(args) -> Recipe:
-    return Recipe(Grid(args.bits, args.group_size), args.mode == "dynamic", args.embedding)
+    grid = Grid(args.bits, args.group_size, args.grid, args.scale)
+    return Recipe(grid, args.mode == "dynamic", args.embedding)
 
 
 def get_args(argv=None):

@@ -26,7 +26,8 @@ from programs.quantize.linear import (
     quantize_model,
 )
 
-GRIDS = [Grid(8), Grid(4), Grid(4, 8), Grid(2, 16)]
+ASYMMETRIC = Grid(3, 8, "asymmetric", "mse")
+GRIDS = [Grid(8), Grid(4), Grid(4, 8), Grid(2, 16), ASYMMETRIC]
 
 
 def problem(rows: int = 12, columns: int = 32, seed: int = 0) -> SimpleNamespace:
@@ -41,7 +42,8 @@ def problem(rows: int = 12, columns: int = 32, seed: int = 0) -> SimpleNamespace
 
 
 def same(one, other) -> bool:
-    return torch.equal(one.integers, other.integers) and torch.equal(one.scale, other.scale)
+    names = ("integers", "scale", "zero_point")
+    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
 
 
 # -- one matrix --------------------------------------------------------------------------------
@@ -213,7 +215,9 @@ def quantized(folder, tmp_path, recipe, options=None, extension=(), monkeypatch=
     return model, batches, used
 
 
-@pytest.mark.parametrize("recipe", [Recipe(Grid(2, 16)), Recipe(Grid(8), True, True)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [Recipe(Grid(2, 16)), Recipe(Grid(8), True, True), Recipe(ASYMMETRIC)], ids=str
+)
 @pytest.mark.parametrize("extension", [(), ("reft:rank=2",)], ids=str)
 def test_each_linear_is_calibrated_on_what_the_rounded_ones_before_it_give(
     recipe, extension, folder, tmp_path, monkeypatch
@@ -329,7 +333,7 @@ def test_a_text_of_ones_own_calibrates_too_and_gives_other_integers(place, monke
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bits(place, monkeypatch, capsys):
-    words = ["--checkpoint", "sst.safetensors", "--act_order"]
+    words = ["--checkpoint", "sst.safetensors", "--act_order", "--grid", "asymmetric"]
     run(monkeypatch, *words, "--out", "whole")
     done, calls = program.quantize_linears, []
 
@@ -378,7 +382,7 @@ def test_inputs_are_not_taken_by_stopping_the_model(folder, tmp_path, monkeypatc
 
 BAD = {
     "--checkpoint q.safetensors": "quantized already, expected a best.safetensors",
-    "--checkpoint sst.safetensors --bits 5": "--bits 5: expected one of 2, 4, 8, or 16",
+    "--checkpoint sst.safetensors --bits 5": "--bits 5: expected one of 2, 3, 4, 8, or 16",
     "--checkpoint sst.safetensors --group_size 24": "does not divide the 32 inputs of self_attent",
     "--checkpoint sst.safetensors --limit 3": "tokens to calibrate on, expected at least 128",
     "--checkpoint sst.safetensors --calibration_tokens 9": "the task's training rows: ",

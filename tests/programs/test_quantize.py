@@ -37,7 +37,8 @@ from programs.quantize.linear import (
 )
 from programs.tasks import TASKS
 
-GRIDS = [Grid(8), Grid(8, 6), Grid(4), Grid(4, 6), Grid(2, 12)]
+SYMMETRIC = [Grid(8), Grid(8, 6), Grid(4), Grid(4, 6), Grid(2, 12)]
+ASYMMETRIC = [Grid(8, 0, "asymmetric"), Grid(3, 8, "asymmetric", "mse"), Grid(4, 6, "asymmetric")]
 
 
 def some_linear(rows: int = 10, columns: int = 24) -> nn.Linear:
@@ -57,7 +58,7 @@ def replaced(linear: nn.Linear, recipe: Recipe) -> QuantizedLinear:
 # -- rounding and packing ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("grid", SYMMETRIC, ids=str)
 def test_weights_are_on_the_symmetric_grid_half_a_step_away_at_most(grid):
     weight = some_linear().weight
     rounded = round_to_nearest(weight, grid)
@@ -123,7 +124,7 @@ def test_products_of_integers_are_exact_on_a_gpu(n, rows, columns):
     assert torch.equal(found, float_integer_matmul(x, weight))
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("grid", SYMMETRIC + ASYMMETRIC, ids=str)
 def test_a_weight_only_linear_is_that_of_the_rounded_weights_bias_and_all(grid):
     linear = some_linear()
     new, x = replaced(linear, Recipe(grid)), torch.randn(2, 3, 24)
@@ -131,6 +132,16 @@ def test_a_weight_only_linear_is_that_of_the_rounded_weights_bias_and_all(grid):
     assert torch.equal(new(x), F.linear(x, rounded, linear.bias))
     assert torch.equal(new(torch.zeros(1, 24))[0], linear.bias)
     assert new(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_dynamic_linear_of_an_asymmetric_grid_takes_the_zero_points_into_account():
+    """It multiplies the rounded inputs with the weights of its integers."""
+    linear, x = some_linear(), torch.randn(2, 3, 24)
+    linear.weight += 0.5
+    new = replaced(linear, Recipe(Grid(8, 0, "asymmetric"), dynamic=True))
+    assert bool(new.zero_point.any())
+    step = x.abs().amax(dim=-1, keepdim=True) / 127
+    torch.testing.assert_close(new(x), F.linear((x / step).round() * step, new.weight, new.bias))
 
 
 def test_a_dynamic_linear_is_its_formula_bias_and_all():
@@ -186,7 +197,7 @@ def test_16_bits_leave_the_model_as_it_is_bit_for_bit(folder):
     assert before.keys() == after.keys() and torch.equal(logits(model), expected)
 
 
-@pytest.mark.parametrize("grid", [Grid(8), Grid(4, 16)], ids=str)
+@pytest.mark.parametrize("grid", [Grid(8), Grid(4, 16), Grid(3, 0, "asymmetric")], ids=str)
 def test_all_linears_of_the_layers_are_rounded_and_nothing_else(folder, grid):
     model, _ = build("sst", folder)
     plain, _ = build("sst", folder)
@@ -311,7 +322,11 @@ def test_the_file_predicts_what_its_plain_weights_predict(kind, place, monkeypat
 
 @pytest.mark.parametrize(
     "flags, bits, groups, embedding",
-    [("--bits 8", 8, 1, 4), ("--bits 4 --group_size 32 --embedding", 4, 32, 1)],
+    [
+        ("--bits 8", 8, 1, 4),
+        ("--bits 4 --group_size 32 --embedding", 4, 32, 1),
+        ("--bits 3 --group_size 16 --grid asymmetric", 3, 16, 4),
+    ],
 )
 def test_the_file_has_as_many_bytes_as_its_integers_need(
     flags, bits, groups, embedding, place, monkeypatch
@@ -326,7 +341,8 @@ def test_the_file_has_as_many_bytes_as_its_integers_need(
         place_of = name.removesuffix(".weight").split(".", 3)[-1]
         if name.endswith("weight") and any(place_of in names for names in LINEARS):
             scales = tensor.shape[1] // groups if groups > 1 else 1
-            expected += tensor.numel() * bits // 8 + 4 * len(tensor) * scales
+            bytes_each = 5 if "asymmetric" in flags else 4  # a scale, and a zero point
+            expected += tensor.numel() * bits // 8 + bytes_each * len(tensor) * scales
         elif name == "gpt.word_embedding.weight":
             expected += tensor.numel() * embedding + (4 * len(tensor) if embedding == 1 else 0)
         else:
@@ -336,7 +352,10 @@ def test_the_file_has_as_many_bytes_as_its_integers_need(
 
 
 def test_a_file_of_an_earlier_version_is_read(place, monkeypatch):
-    """It spells "quantised" in its task, and "input_quantiser" in its tensors' names."""
+    """It spells "quantised" in its task, and "input_quantiser" in its tensors' names.
+
+    Its recipe names no kind of grid.
+    """
     save("qat.safetensors", "sst", *build("sst", "model", ["qat:bits=4"]))
     tree = load_tree("qat.safetensors")
     names = [name.replace("quantizer", "quantiser") for name in tree["model"]]
@@ -347,19 +366,30 @@ def test_a_file_of_an_earlier_version_is_read(place, monkeypatch):
     run(monkeypatch, "--checkpoint", "old.safetensors", "--out", "q.safetensors")
     expected, tree = logits(load_quantized("q.safetensors")[0]), load_tree("q.safetensors")
     assert tree["task"] == "quantized sst"
-    save_tree("q.safetensors", tree | {"task": "quantised sst"})
+    facts = tree["recipe"] | {"grid": {"bits": 8, "group_size": 0}}
+    assert not any(name.endswith("zero_point") for name in tree["model"])
+    save_tree("q.safetensors", tree | {"task": "quantised sst", "recipe": facts})
     assert torch.equal(logits(load_quantized("q.safetensors")[0]), expected)
     run(monkeypatch, "--quantized", "q.safetensors")
 
 
-@pytest.mark.parametrize("flags", ["--bits 16", "--bits 8 --mode dynamic"])
+FILES = {
+    "--bits 16": Recipe(Grid(16)),
+    "--bits 8 --mode dynamic": Recipe(Grid(8), dynamic=True),
+    "--bits 8 --mode dynamic --grid asymmetric": Recipe(Grid(8, 0, "asymmetric"), dynamic=True),
+    "--bits 3 --grid asymmetric --scale mse": Recipe(Grid(3, 64, "asymmetric", "mse")),
+    "--bits 4 --group_size 32 --scale mse": Recipe(Grid(4, 32, "symmetric", "mse")),
+}
+
+
+@pytest.mark.parametrize("flags", FILES)
 def test_a_file_read_again_is_the_model_that_was_written(flags, place, monkeypatch):
     run(monkeypatch, "--checkpoint", "sst.safetensors", *flags.split(), "--out", "q.safetensors")
     loaded, _ = load_quantized("q.safetensors")
     model, _ = build("sst", "model")
-    if "dynamic" in flags:
-        quantize_model(model.gpt, Recipe(Grid(8), dynamic=True))
-        assert isinstance(loaded.gpt.gpt_layers[1].out_dense, DynamicLinear)
+    quantize_model(model.gpt, FILES[flags])
+    last = loaded.gpt.gpt_layers[1].out_dense
+    assert isinstance(last, DynamicLinear) == ("dynamic" in flags)
     state = model.state_dict()
     assert state.keys() == loaded.state_dict().keys()
     assert all(torch.equal(state[name], t) for name, t in loaded.state_dict().items())
@@ -444,7 +474,9 @@ def test_a_report_compares_the_checkpoint_as_it_was_with_the_file(place, monkeyp
 BAD = {
     "--checkpoint q.safetensors": "quantized already, expected a best.safetensors: use it",
     "--quantized sst.safetensors": "no file of integers: give it by --checkpoint",
-    "--checkpoint sst.safetensors --bits 3": "--bits 3: expected one of 2, 4, 8, or 16",
+    "--checkpoint sst.safetensors --bits 5": "--bits 5: expected one of 2, 3, 4, 8, or 16",
+    "--checkpoint sst.safetensors --grid odd": "--grid: invalid choice: 'odd'",
+    "--checkpoint sst.safetensors --scale odd": "--scale: invalid choice: 'odd'",
     "--checkpoint sst.safetensors --bits 0": "--bits 0: expected one of",
     "--checkpoint sst.safetensors --group_size 48": "does not divide the 64 inputs of self_att",
     "--checkpoint sst.safetensors --group_size -1": "--group_size -1: expected at least 0",
