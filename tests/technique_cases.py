@@ -25,12 +25,14 @@ def those_whose(condition: Callable[[Extension], bool]) -> list[str]:
 class Tried:
     """options, lr: with which a tiny model learns in a few epochs; varied: further options.
 
-    Together the varied ones change every option that the technique has.
+    Together the varied ones change every option that the technique has. refused: those of them
+    that a task does not take, by (options, task), and what is said.
     """
 
     options: str = ""
     lr: str = "1e-2"
     varied: list[str] = field(default_factory=list)
+    refused: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def cases() -> dict[str, Tried]:

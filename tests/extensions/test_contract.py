@@ -128,10 +128,13 @@ def predicts_again(task: str, place, monkeypatch) -> None:
     ],
 )
 def test_with_other_options_it_trains_and_its_checkpoint_predicts_the_same(
-    name, options, task, place, monkeypatch
+    name, options, task, place, monkeypatch, refused
 ):
-    flags = [f"{name}:{options}"]
-    run(monkeypatch, task, flags, "--epochs", "1", "--lr", CASES[name].lr)
+    flags, said = [f"{name}:{options}"], CASES[name].refused.get((options, task))
+    with refused(said) if said else contextlib.nullcontext():
+        run(monkeypatch, task, flags, "--epochs", "1", "--lr", CASES[name].lr)
+    if said:
+        return
     weights = [tensor for tensor in stored().values() if tensor.is_floating_point()]
     assert all(bool(tensor.isfinite().all()) for tensor in weights)
     predicts_again(task, place, monkeypatch)
