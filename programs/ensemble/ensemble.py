@@ -15,28 +15,21 @@ how weights are fitted (ensemble_weights.py), and in that `--pool linear` averag
     python -m programs.ensemble --vote one.csv other.csv third.csv --out vote.csv
 """
 
-import hashlib
-import json
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from engine.errors import InputError, Parser, command
 from engine.files import check_writable
-from engine.hub import load_tokenizer
 
 # isort: split
 
 import torch
 from tqdm import tqdm
 
-from engine.batches import TokenDataset, forward_tokens, make_loader
-from engine.checkpoint import load_tree, save_tree
 from engine.classification import ClassificationTask
 from engine.flags import check_range
 from engine.parallel import joined_worker
-from engine.predicting import outputs, rows_at_once
 from engine.prediction_files import (
     CLASSES,
     check_ids,
@@ -46,6 +39,7 @@ from engine.prediction_files import (
 )
 from engine.records import PairRecord, data_file
 from evaluation import report_table
+from programs.ensemble.members import Member
 from programs.ensemble.weights import POOLS, cross_fitted, fit_weights, mean_loss
 from programs.tasks import TASKS
 
@@ -58,56 +52,20 @@ def swapped_questions(rows: list[PairRecord]) -> list[PairRecord]:
     return [replace(r, sentence1=r.sentence2, sentence2=r.sentence1) for r in rows]
 
 
-def log_probabilities(model, dataset: TokenDataset, args, device) -> torch.Tensor:
-    """(n, c) in float64, in the file's order."""
-    loader = make_loader(dataset, rows_at_once(device, args.batch_size))
-    batches = tqdm(loader, desc="predict", leave=False, disable=None)
-    found, rows = [], []
-    for batch, logits in outputs(model, batches, device, partial(forward_tokens, model)):
-        found.append(logits)
-        rows += batch["indices"]
-    ordered = torch.cat(found).cpu()[torch.tensor(rows).argsort()]
-    return ordered.double().log_softmax(dim=-1)
-
-
 def member_log_probs(args, path: str, records: dict[str, list], device) -> dict[str, dict]:
-    """What a checkpoint says: {member: {split: (n, c)}}, a member for each order of questions.
-
-    What it said before is read from disk.
-    """
-    task = TASKS[args.task]
-    model, settings = task.load(path)
-    tokenizer = load_tokenizer(settings.model_size)
-    limit = getattr(settings, "max_length", None) or model.gpt.config.max_position_embeddings
-    digest = fingerprint(model, settings)
-    model.to(device)
+    """What a checkpoint says: {member: {split: (n, c)}}, a member for each order of questions."""
+    where = {"runs_dir": args.runs_dir, "batch_size": args.batch_size}
+    member = Member.load(TASKS[args.task], path, device, **where)
     found: dict[str, dict] = {}
     for swapped in (False, True) if args.both_orders else (False,):
         name = path.removesuffix("/best.safetensors") + ", swapped" * swapped
-        found[name] = {}
-        for split, rows in records.items():
-            sent_ids = [row.sent_id for row in rows]
-            where = getattr(args, split)
-            shown = swapped_questions(rows) if swapped else rows
-            token_ids = task.tokens(tokenizer, shown, limit, where=where, say=print)
-            dataset = TokenDataset(token_ids, sent_ids)
-            key = hashlib.sha256(f"{digest}{dataset.fingerprint()}".encode()).hexdigest()[:16]
-            kept = Path(args.runs_dir) / "ensemble" / f"{args.task}-{split}-{key}.safetensors"
-            if not kept.exists():
-                said = log_probabilities(model, dataset, args, device)
-                save_tree(kept, {"task": "ensemble", "member": name, "log_probs": said})
-            found[name][split] = load_tree(kept)["log_probs"]
+        found[name] = {
+            split: member.log_probs(
+                swapped_questions(rows) if swapped else rows, split, where=getattr(args, split)
+            )
+            for split, rows in records.items()
+        }
     return found
-
-
-def fingerprint(model, settings) -> str:
-    """A hash of all that decides what a model says."""
-    text = json.dumps([settings.extension, settings.model_size], default=str)
-    content = hashlib.sha256(text.encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        content.update(name.encode())
-        content.update(tensor.cpu().flatten().contiguous().view(torch.uint8).numpy())
-    return content.hexdigest()
 
 
 # -- the two commands ------------------------------------------------------------------------------

@@ -44,7 +44,8 @@ from engine.extension import load_extensions
 from engine.flags import check_range
 from programs.search.space import parse_space, probes, words_of
 from programs.search.study import ended, open_study, retry_interrupted, sampler_seed
-from programs.search.trial import PROGRAMS, WITHOUT_TEST, TrialFailed, run_trial
+from programs.search.trial import WITHOUT_TEST, TrialFailed, run_trial
+from programs.tasks import PROGRAMS, named_program, split_command
 
 STARTUP = 10  # trials that are drawn evenly, before TPE
 STAND_INS = "data"  # of the names of folders in which something stands in the place of test files
@@ -147,8 +148,7 @@ def check_space(args) -> None:
 
 
 def get_args(argv=None):
-    words = sys.argv[1:] if argv is None else list(argv)
-    cut = words.index("--") if "--" in words else len(words)
+    own, task_words = split_command(sys.argv[1:] if argv is None else list(argv))
     parser = Parser(
         __doc__,
         usage="python -m programs.search --space NAME=VALUES … [options] -- PROGRAM.py [flags]",
@@ -162,16 +162,11 @@ def get_args(argv=None):
     parser.add_argument("--prune_after", type=int, default=1, help="epochs before a run is judged")
     parser.add_argument("--seed", type=int, default=11711, help="of the search, not of the runs")
     parser.add_argument("--runs_dir", default="runs")
-    args = parser.parse_args(words[:cut])
+    args = parser.parse_args(own)
     check_range(args, "trials", 1)
     check_range(args, "prune_after", 0)
     check_range(args, "seed", 0)
-    program, *args.fixed = words[cut + 1 :] or [""]
-    args.program = Path(program).name
-    if args.program not in PROGRAMS:
-        raise InputError(
-            f"expected at the end: -- PROGRAM.py and its flags, one of {list(PROGRAMS)}"
-        )
+    args.program, args.fixed = named_program(task_words)
     args.parsed_space = parse_space(args.space)
     check_space(args)
     args.metric = args.metric or PROGRAMS[args.program].metric

@@ -20,7 +20,7 @@ from engine.records import data_file, read_sonnets
 from engine.sonnets import opening, prompt_text
 from engine.tables import missing
 from programs.search.space import words_of
-from programs.tasks import TASKS
+from programs.tasks import PROGRAMS
 
 FOLDER = ROOT  # of the tasks' programs
 POLL = 0.5  # seconds between looks at a run's figures
@@ -81,7 +81,6 @@ WITHOUT_TEST = {  # the flags by which a program does without test files
     "paraphrase_detection.py": pairs_without_test,
     "sonnet_generation.py": sonnets_without_test,
 }
-PROGRAMS = {task.command[0]: task for task in TASKS.values()}  # each by one of its tasks
 
 # -- one trial -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from tiny_run import run_path
 import paraphrase_detection
 from engine.hub import load_tokenizer
 from engine.records import read_pairs, read_sentiment
-from programs.ensemble import ensemble
+from programs.ensemble import ensemble, members
 from programs.ensemble.weights import (
     POOLS,
     TOLERANCE,
@@ -327,13 +327,13 @@ def test_with_both_orders_the_questions_order_changes_nothing(here, monkeypatch,
 def test_what_a_member_said_is_not_computed_twice(here, monkeypatch, capsys):
     words = ["--runs_dir", "kept"]
     first = together(monkeypatch, capsys, "sst", ["1"], *words)
-    calls, compute = [], ensemble.log_probabilities
+    calls, compute = [], members.log_probabilities
 
-    def noted(model, dataset, args, device):
+    def noted(model, dataset, *how):
         calls.append(len(dataset))
-        return compute(model, dataset, args, device)
+        return compute(model, dataset, *how)
 
-    monkeypatch.setattr(ensemble, "log_probabilities", noted)
+    monkeypatch.setattr(members, "log_probabilities", noted)
     assert together(monkeypatch, capsys, "sst", ["1"], *words) == first and calls == []
     together(monkeypatch, capsys, "sst", ["1", "2"], *words)
     assert len(calls) == 2  # the other one's dev and test
