@@ -62,7 +62,8 @@ class CachedDecoder:
     def read(self, token_ids, positions):
         """Read tokens (b, t) at positions (b, t); returns their hidden states (b, t, d).
 
-        The first call reads right-padded prompts from position 0, later calls one token a row.
+        The first call reads right-padded prompts from position 0, later calls one token a row; with
+        dense attention also several that follow each other, whose last is nowhere past `length`.
         """
         first = self.length == 0
         capacity = self.caches[0].capacity
@@ -83,7 +84,7 @@ class CachedDecoder:
         return self.model.hidden_state_to_token(self.read(token_ids, positions)[:, 0])
 
     def _hide_later_keys(self, positions, dtype):
-        """(b, 1) -> (b, 1, 1, length), to be added to scores."""
+        """(b, t) -> (b, 1, t, length), to be added to scores."""
         later = torch.arange(self.length, device=positions.device) > positions[:, :, None]
         mask = torch.zeros(later.shape, dtype=dtype, device=positions.device)
         return mask.masked_fill(later, torch.finfo(dtype).min)[:, None]

@@ -4,6 +4,7 @@
 its logits, y what is added to a prompt.
 
     sample        y_t ~ p, its nucleus of mass top_p: as in sonnet_generation.py
+    speculative   the same, written ahead by --draft: speculative.py       Leviathan et al. 2023
     min_p         y_t ~ p, kept where p_i ≥ p_base · max_j p_j        Nguyen et al. 2024, section 3
     typical       y_t ~ p, kept where |H(p) + log p_i| is least       Meister et al. 2022
     best_of       argmax log p(y) / |y|^a over n samples              Adiwardana et al. 2020 (Meena)
@@ -12,10 +13,11 @@ its logits, y what is added to a prompt.
     contrastive   argmax (1 − α) p(v | x) − α max_j cos(h_v, h_j)          Su et al. 2022, eq. 5
     sonnet        fourteen lines that rhyme, of about ten syllables: sonnet_form.py
 
-The first four take `temperature` (0: the likeliest token) and `repetition` θ: x_i / θ for tokens
-that were seen (Keskar et al. 2019, section 4.1). Differs from the papers in that negative logits
-are multiplied by θ, where division would make a token likelier; in that the prompt counts as seen;
-and in |y|^a, a plain power, for the length penalty of Wu et al. 2016, eq. 14.
+The first five take `temperature` (0: the likeliest token), and all of them but `speculative` take
+`repetition` θ: x_i / θ for tokens that were seen (Keskar et al. 2019, section 4.1). Differs from
+the papers in that negative logits are multiplied by θ, where division would make a token likelier;
+in that the prompt counts as seen; and in |y|^a, a plain power, for the length penalty of Wu et al.
+2016, eq. 14.
 
 Finished batches are kept in a file beside --sonnet_out until all are: --resume goes on from there.
 
@@ -45,7 +47,9 @@ from engine.settings import Settings
 from engine.sonnets import dev_gold, random_lines
 from evaluation import report_table, sonnet_report
 from programs.decoding import sonnet_form
-from programs.decoding.strategies import STRATEGIES, Job, Sonnet, Strategy, load_strategy
+from programs.decoding.named import STRATEGIES, Speculative, load_strategy
+from programs.decoding.speculative import check_draft
+from programs.decoding.strategies import Job, Sonnet, Strategy
 from programs.unfinished_work import Unfinished, digest, weights_digest
 from sonnet_generation import TASK, add_paths
 
@@ -54,7 +58,7 @@ DECISIVE = ("strategy", "seed", "max_new_tokens", "batch_size")  # flags: of the
 
 @torch.no_grad()
 def complete(
-    model, prompts: list[Record], strategy: Strategy, args, *, known=(), in_parts=None
+    model, prompts: list[Record], strategy: Strategy, args, *, known=(), in_parts=None, draft=None
 ) -> list[Record]:
     """The prompts' first lines continued, `--batch_size` at a time; known: sonnets.
 
@@ -63,7 +67,8 @@ def complete(
     """
     dataset = prompt_dataset(model, prompts, where=args.held_out_sonnet_path)
     device = model.gpt.word_embedding.weight.device
-    model.eval()
+    for read in filter(None, (model, draft)):
+        read.eval()
 
     def make(rows: list[dict], start: int) -> list[str]:
         batch = collate(rows)
@@ -74,6 +79,7 @@ def complete(
             most=args.max_new_tokens,
             generator=torch.Generator(device).manual_seed(args.seed + start),
             known=tuple(known),
+            draft=draft,
         )
         texts = [model.tokenizer.decode(t, skip_special_tokens=True) for t in strategy(job)]
         return [text.strip() for text in texts]
@@ -120,7 +126,16 @@ def output_paths(args) -> dict[str, dict[str, Path]]:
     return outputs
 
 
-def start_work(args, model, prompts: dict, known) -> Unfinished:
+def start_draft(args, model):
+    """The model of --draft, which writes ahead for the other one; None without the flag."""
+    if not args.draft:
+        return None
+    draft, _ = TASK.load(args.draft)
+    check_draft(args.draft, draft, model)
+    return draft.to(model.gpt.word_embedding.weight.device)
+
+
+def start_work(args, model, prompts: dict, known, draft=None) -> Unfinished:
     """Beside --sonnet_out; with --resume, what an interrupted run of the same work has left."""
     out = Path(args.sonnet_out)
     work = {name: getattr(args, name) for name in DECISIVE}
@@ -129,7 +144,7 @@ def start_work(args, model, prompts: dict, known) -> Unfinished:
         "device": model.gpt.word_embedding.weight.device.type,
         "prompts": digest(*prompts.values()),
         "sonnets": digest(*known),
-    }
+    } | ({"draft": weights_digest(draft)} if draft else {})
     return Unfinished(out.with_name(f"{out.stem}-unfinished.jsonl"), work, resume=args.resume)
 
 
@@ -151,8 +166,8 @@ def run(args, worker, say) -> None:
     known = read_sonnets(args.sonnet_path) if formal else []
     seed_everything(args.seed)
     model = start_model(args, worker.device)
-    prompts = read_prompts(args, model)
-    gold, work = dev_gold(args), start_work(args, model, prompts, known)
+    draft, prompts = start_draft(args, model), read_prompts(args, model)
+    gold, work = dev_gold(args), start_work(args, model, prompts, known, draft)
     if args.resume:
         say(f"resumed: {len(work)} sonnets are there already")
     else:
@@ -162,7 +177,8 @@ def run(args, worker, say) -> None:
         records = prompts[split]
         for flag, strategy in strategies.items():
             in_parts = partial(work.made, f"{flag}, {split}")
-            sonnets = complete(model, records, strategy, args, known=known, in_parts=in_parts)
+            how = {"known": known, "in_parts": in_parts, "draft": draft}
+            sonnets = complete(model, records, strategy, args, **how)
             write_sonnets(outputs[path][flag], sonnets)
             say(f"{len(sonnets)} sonnets by {flag} are in {outputs[path][flag]}")
             if split == "dev" and gold:
@@ -170,6 +186,9 @@ def run(args, worker, say) -> None:
             figures = {"chrF": rows[flag]["chrf"]} if flag in rows else {}
             if args.checkpoint:
                 write_record(args.checkpoint, outputs[path][flag], args, figures)
+    for flag, strategy in strategies.items():
+        if isinstance(strategy, Speculative):
+            say(f"{flag}: {strategy.tally}")
     if gold:
         dev = prompts["dev"]
         for name, texts in (("random lines", random_lines(args, dev)), ("the poet's own", gold)):
@@ -187,6 +206,7 @@ def run(args, worker, say) -> None:
 def get_args(argv=None):
     parser = Parser(__doc__)
     parser.add_argument("--checkpoint", metavar="FILE", help="a sonnet run's best.safetensors")
+    parser.add_argument("--draft", metavar="FILE", help="speculative: a smaller model's best file")
     parser.add_argument("--model_size", default="gpt2", help="without --checkpoint: as it is")
     parser.add_argument(
         "--strategy",
@@ -208,6 +228,9 @@ def get_args(argv=None):
     for name in ("max_new_tokens", "batch_size", "limit"):
         check_range(args, name, 1)
     check_range(args, "seed", 0, 2**32 - 1)
+    ahead = any(flag.partition(":")[0] == Speculative.name for flag in strategies)
+    if ahead != bool(args.draft):
+        raise InputError("--strategy speculative and --draft FILE: expected both, or none of them")
     return with_limited_outputs(args)
 
 

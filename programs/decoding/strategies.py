@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from engine.errors import InputError
-from engine.extension import parse_options
 from engine.generation import choose
 from engine.records import Record
 from engine.sonnets import verses
@@ -35,13 +34,15 @@ class Job:
     most: int  # new tokens
     generator: torch.Generator | None = None
     known: tuple[Record, ...] = ()  # sonnets whose last words may end lines
+    draft: nn.Module | None = None  # a smaller model with the same tokenizer
 
     @property
     def end(self) -> int:
         return self.model.tokenizer.eos_token_id
 
-    def rows(self, most: int | None = None) -> Rows:
-        return Rows(self.model.gpt, self.input_ids, self.attention_mask, most or self.most)
+    def rows(self, most: int | None = None, model: nn.Module | None = None) -> Rows:
+        gpt = (model or self.model).gpt
+        return Rows(gpt, self.input_ids, self.attention_mask, most or self.most)
 
 
 class Strategy:
@@ -220,18 +221,3 @@ class Sonnet(Strategy):
             generator=job.generator,
         )
         return writer.write().texts()
-
-
-STRATEGIES = {
-    kind.name: kind
-    for kind in (Sample, MinP, Typical, BestOf, Beam, DiverseBeam, Contrastive, Sonnet)
-}
-
-
-def load_strategy(flag: str) -> Strategy:
-    """`"min_p:p=0.1"` -> the strategy with these options."""
-    name, _, text = flag.partition(":")
-    if name not in STRATEGIES:
-        raise InputError(f"--strategy {name}: there are {', '.join(STRATEGIES)}")
-    kind = STRATEGIES[name]
-    return kind(**parse_options(f"--strategy {name}", text, kind))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from children import in_child
 from course_files import call_main, work_in, write, write_model
+from task_checkpoints import build, save
 from test_unfinished_work import at_file, ended_by, interrupt, kill
 from torch.nn import functional as F
 from transformers import (
@@ -36,10 +37,11 @@ from engine.sonnets import verses
 from models.gpt2 import GPT2Model
 from programs.decoding import decoding, sonnet_form, sonnet_writer
 from programs.decoding.decoding import complete, get_args
+from programs.decoding.named import STRATEGIES, load_strategy
 from programs.decoding.rows import Rows
 from programs.decoding.rules import contrastive_scores, keep_min_p, keep_typical, repeat_less
 from programs.decoding.search import beam_search
-from programs.decoding.strategies import STRATEGIES, Job, load_strategy
+from programs.decoding.strategies import Job
 from sonnet_generation import SonnetGPT
 
 DECODING = "programs.decoding.decoding"
@@ -661,7 +663,8 @@ def words(tmp_path, monkeypatch, data, folder):
 @needs_dictionary
 def test_strategies_are_compared_on_the_same_prompts(words, data, tmp_path, monkeypatch, capsys):
     flags = [word for name in STRATEGIES for word in ("--strategy", name)]
-    call_main(monkeypatch, DECODING, *words, *flags, "--limit", 2)
+    draft = save("draft.safetensors", "sonnet", *build("sonnet", words[3]))
+    call_main(monkeypatch, DECODING, *words, *flags, "--limit", 2, "--draft", draft)
     said = capsys.readouterr().out
     for name in (*STRATEGIES, "random lines", "the poet's own"):
         assert re.search(rf"^{name} +\d", said, flags=re.MULTILINE)
