@@ -21,7 +21,7 @@ FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README + RUNNING, flags=re.DOTALL 
 BLOCKS = [block for language, block in FENCED if language in ("", "sh")]
 COMMANDS = [
     re.split(r"#| [|<] ", line)[0].strip()
-    for line in "\n".join(BLOCKS).splitlines()
+    for line in "\n".join(BLOCKS).replace("\\\n", "").splitlines()
     if re.match(r"(python|make|source) ", line)
 ]
 TASKS = ("classifier", "paraphrase_detection", "sonnet_generation")

@@ -14,10 +14,10 @@ its logits, y what is added to a prompt.
     sonnet        fourteen lines that rhyme, of about ten syllables: sonnet_form.py
 
 The first five take `temperature` (0: the likeliest token), and all of them but `speculative` take
-`repetition` θ: x_i / θ for tokens that were seen (Keskar et al. 2019, section 4.1). Differs from
-the papers in that negative logits are multiplied by θ, where division would make a token likelier;
-in that the prompt counts as seen; and in |y|^a, a plain power, for the length penalty of Wu et al.
-2016, eq. 14.
+`repetition` θ: x_i / θ for tokens that were seen (Keskar et al. 2019, section 4.1).
+Differs from the papers in that negative logits are multiplied by θ, where division would make a
+token likelier; in that the prompt counts as seen; and in |y|^a, a plain power, for the length
+penalty of Wu et al. 2016, eq. 14.
 
 Finished batches are kept in a file beside --sonnet_out until all are: --resume goes on from there.
 
