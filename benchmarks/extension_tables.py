@@ -3,6 +3,7 @@
 from engine.plots import picture
 
 PLAIN = ""  # the name of a run without techniques
+NOT_YET = "not measured yet"
 
 
 def step_table(figures: dict[str, dict]) -> str:
@@ -31,6 +32,8 @@ def _ratios(measured: dict, plain: dict | None) -> tuple[str, str]:
 
 def cost(figures: dict[str, dict], flags: str) -> str:
     """A technique's step against the plain one, in a few words, for a table of techniques."""
+    if flags not in figures:
+        return NOT_YET
     plain, measured = figures[PLAIN], figures[flags]
     time, memory = _ratios(measured, plain)
     text = f"time {time}, memory {memory}"

@@ -87,7 +87,6 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
 }
 WITHOUT_COMMITS = "README.md"  # it sends to the other pages for these
 WITH_CELLS = "extensions/README.md"
-NOT_YET = "not measured yet"
 
 
 def results_of(file: str) -> dict:
@@ -121,7 +120,10 @@ def measured_results() -> dict[str, str]:
     """What each technique adds to SST's dev accuracy, as the study techniques-sst measured it."""
     found = studies.technique_results(results_of("techniques")["runs"])
     return by_technique(
-        {flag: NOT_YET if text == studies.NONE else text for flag, text in found.items()}
+        {
+            flag: extension_tables.NOT_YET if text == studies.NONE else text
+            for flag, text in found.items()
+        }
     )
 
 
@@ -153,8 +155,10 @@ def by_technique(texts: dict[str, str]) -> dict[str, str]:
     cells: dict[str, list[str]] = {}
     for flags, text in texts.items():
         name, _, options = flags.partition(":")
-        cells.setdefault(name, []).append(f"`{options}`: {text}" if options else text)
-    return {name: "; ".join(parts) for name, parts in cells.items()}
+        parts = cells.setdefault(name, [])
+        if text != extension_tables.NOT_YET:
+            parts.append(f"`{options}`: {text}" if options else text)
+    return {name: "; ".join(parts) or extension_tables.NOT_YET for name, parts in cells.items()}
 
 
 def write() -> None:

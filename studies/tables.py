@@ -75,7 +75,7 @@ def techniques(records: list[dict]) -> str:
     rows = [["", f"{study.task}, {study.figure.replace('_', ' ')}", "against plain"]]
     for one in study.contestants:
         found = list(values(table, one.name, study.figure).values())
-        cell = NONE
+        cell = NOT_YET
         if found:
             cell = mean_and_spread(found, FORMATS[study.figure]) + rate_of(table, one.name)
         label = one.name if one.name == study.baseline else f"`{one.name}`"
