@@ -97,7 +97,7 @@ def test_evaluation_is_not_compiled(tmp_path):
 def test_a_task_takes_the_flag_and_resumes_to_the_same_bits(tmp_path, monkeypatch, capsys):
     work_in(monkeypatch, tmp_path)
     write_course("data")
-    write_model("model", dropout=0.1)
+    write_model("model", dropout=0.1, num_hidden_layers=1)
     words = ["--data_dir", "data", "--model_size", "model", "--dataset", "sst", "--limit", "10"]
     words += ["--fine-tune-mode", "full-model", "--epochs", "2", "--compile"]
     call_main(monkeypatch, "classifier", *words, "--runs_dir", "whole")

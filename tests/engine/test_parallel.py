@@ -66,6 +66,7 @@ def save_and_die(self):
     if self.progress.epoch == 1 and self.progress.step == 1:
         if self.worker.is_main:
             os.kill(os.getpid(), signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60)  # torchrun ends it
 
 training.Trainer.save = save_and_die
