@@ -14,6 +14,8 @@ Differs from the paper in that optimizer states are not paged.
 
 from dataclasses import asdict, dataclass
 
+import torch
+
 from engine.devices import free_cache
 from engine.errors import InputError
 from engine.extension import Extension
@@ -56,6 +58,15 @@ class QLoRA(Extension):
             free_cache(model.gpt.word_embedding.weight.device)  # of the layer as it was
         self.adapters.prepare_model(model)
         free_cache(model.gpt.word_embedding.weight.device)
+        for layer in model.gpt.gpt_layers:
+            layer.out_dense.register_forward_hook(give_back)
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         return self.adapters.make_optimizer(model, lr, weight_decay)
+
+
+@torch.compiler.disable
+def give_back(module, inputs, output) -> None:
+    """After a layer's last linear on a CPU: glibc would keep what the layer has freed."""
+    if output.device.type == "cpu":
+        free_cache(output.device)
