@@ -3,7 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -50,7 +50,7 @@ class Member:
         limit = getattr(self.settings, "max_length", None) or positions
         token_ids = self.task.tokens(tokenizer, rows, limit, where=where, say=say)
         dataset = TokenDataset(token_ids, [row.sent_id for row in rows])
-        key = hashlib.sha256(f"{self.fingerprint()}{dataset.fingerprint()}".encode())
+        key = hashlib.sha256(f"{self.fingerprint}{dataset.fingerprint()}".encode())
         name = f"{self.task.name}-{split}-{key.hexdigest()[:16]}.safetensors"
         kept = Path(self.runs_dir) / "ensemble" / name
         if not kept.exists():
@@ -64,6 +64,7 @@ class Member:
             )
         return found
 
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all that decides what the model says."""
         text = json.dumps([self.settings.extension, self.settings.model_size], default=str)
