@@ -90,7 +90,6 @@ def test_a_child_can_be_stopped(place):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("start", STARTS, ids=["a child", "a worker"])
 def test_a_child_of_a_killed_parent_ends(start, place):
     code = PARENT.format(root=str(ROOT), start=start)
