@@ -34,6 +34,9 @@ class Extension:
     changes_parameters: the backbone is not frozen, but has others after `prepare_model`; then that
     comes before those of extensions that look at all of them.
 
+    replaces_weights: `prepare_model` replaces the matrices of all layers, one by one; they may
+    stay in the checkpoint's files until then (engine/mapped_weights.py).
+
     shardable: the weights may be sharded (engine/sharding.py). Whole weights are then seen by what
     runs inside a layer's or the model's forward pass alone; the other hooks see shares.
     """
@@ -42,6 +45,7 @@ class Extension:
     recordable = False
     shardable = False
     changes_parameters = False
+    replaces_weights = False
 
     def prepare_model(self, model) -> None:
         """Change the model, after the weights are in."""

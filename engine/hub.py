@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from config import SIZES, GPT2Config
 from engine.errors import InputError, did_you_mean, excerpt
 from engine.files import ROOT, atomic_path, process_mark, remove_leftovers
+from engine.mapped_weights import mapped_gpt2
 from engine.model_config import check_finite, check_numbers, check_shape, read_document
 from models.base_gpt import read_config
 from models.gpt2 import GPT2Model
@@ -157,10 +158,11 @@ def quiet_transformers():
             logging.enable_progress_bar()
 
 
-def load_gpt2(model_size: str = "gpt2", **shape) -> GPT2Model:
+def load_gpt2(model_size: str = "gpt2", mapped: bool = False, **shape) -> GPT2Model:
     """`GPT2Model.from_pretrained` for a size name, a bundled one, a hub name or a folder.
 
-    shape: its d, l, num_heads. What is wrong with the files is an InputError.
+    mapped: its matrices may stay in their files until they are used. shape: its d, l, num_heads.
+    What is wrong with the files is an InputError.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -171,8 +173,10 @@ def load_gpt2(model_size: str = "gpt2", **shape) -> GPT2Model:
     try:
         with quiet_transformers():
             check_numbers(read_document(file))
-            check_shape(read_config(folder), folder)
+            check_shape(values := read_config(folder), folder)
             file = next((path for name in WEIGHTS if (path := folder / name).exists()), folder)
+            if mapped and not shape and (model := mapped_gpt2(folder, values)):
+                return model
             model = GPT2Model.from_pretrained(folder, **shape)
             check_finite(model)
             return model
@@ -208,11 +212,13 @@ def save_gpt2(gpt: GPT2Model, folder, end_token: int | None = None) -> None:
 def backbone(settings) -> GPT2Model:
     """The GPT-2 under a task's model, as the task's settings ask for it.
 
-    They name a checkpoint: `model_size` (default gpt2), `d`, `l`, `num_heads` (from_pretrained).
+    They name a checkpoint: `model_size` (default gpt2), `d`, `l`, `num_heads` (from_pretrained),
+    and say with `mapped` whether little of it need be in memory at once.
     With `pretrained` False only its shape is built, `gpt_config`, to be filled from a checkpoint.
     """
     if not getattr(settings, "pretrained", True):
         return GPT2Model(GPT2Config(**settings.gpt_config))
     given = vars(settings)
     shape = {name: given[name] for name in ("d", "l", "num_heads") if name in given}
-    return load_gpt2(getattr(settings, "model_size", "gpt2"), **shape)
+    mapped = getattr(settings, "mapped", False)
+    return load_gpt2(getattr(settings, "model_size", "gpt2"), mapped=mapped, **shape)

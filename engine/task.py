@@ -109,8 +109,13 @@ class Task:
 
         With pretrained False the weights are random, to be filled from a checkpoint.
         """
-        model = self.model(SimpleNamespace(**vars(settings), pretrained=pretrained))
-        equip(model, load_extensions(settings.extension))
+        extensions = load_extensions(settings.extension)
+        how = {
+            "pretrained": pretrained,
+            "mapped": any(each.replaces_weights for each in extensions),
+        }
+        model = self.model(SimpleNamespace(**vars(settings), **how))
+        equip(model, extensions)
         return model
 
     def load(self, path):

@@ -4,8 +4,9 @@
 
 All linears of the layers are kept so, whichever of them have adapters; embeddings, normalizations
 and biases stay as they are. Ŵ is computed for each product and forgotten, in the backward pass too,
-so that a step's memory is that of its activations and one matrix. The weights of a model are whole
-once, when they are read. On a CPU freed memory goes back to the system at once, which costs time.
+so that a step's memory is that of its activations and one matrix. A checkpoint is read layer by
+layer, if it is safetensors in float32. On a CPU freed memory goes back to the system at once, which
+costs time.
 Differs from the paper in that optimizer states are not paged.
 
     python classifier.py --extension qlora:rank=16,targets=all
@@ -40,6 +41,7 @@ class QLoRA(Extension):
     double: bool = True
 
     freezes_backbone = True
+    replaces_weights = True
     recordable = True
 
     def __post_init__(self):

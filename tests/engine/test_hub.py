@@ -131,23 +131,25 @@ def test_a_config_that_is_no_object_is_refused(text, tmp_path):
         load_gpt2(str(tmp_path))
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_weights_that_are_not_finite_are_refused(mapped, tmp_path):
     model = GPT2Model(TINY)
     model.final_layer_norm.bias.data[3] = float("nan")
     model.save_pretrained(tmp_path)
     said = r"1 tensors hold NaN or infinity, the first: final_layer_norm\.bias"
     with pytest.raises(InputError, match=said):
-        load_gpt2(str(tmp_path))
+        load_gpt2(str(tmp_path), mapped=mapped)
 
 
+@pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("shard", [5, None, [], "", "../../etc/passwd", {"a": 1}])
-def test_a_shard_index_that_names_no_file_is_refused(shard, tmp_path):
+def test_a_shard_index_that_names_no_file_is_refused(shard, mapped, tmp_path):
     write_checkpoint(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
     index = {"metadata": {}, "weight_map": {"transformer.wte.weight": shard}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(InputError, match=re.escape(str(tmp_path))):
-        load_gpt2(str(tmp_path))
+        load_gpt2(str(tmp_path), mapped=mapped)
 
 
 @pytest.mark.parametrize("text", ["null", "5", "[]", "[" * 50_000, '{"model": null}'])
