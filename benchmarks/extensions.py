@@ -1,17 +1,20 @@
 """What techniques cost: parameters, time and memory, against plain fine-tuning in the same run.
 
-    python benchmarks/extensions.py                       # all three parts, on a GPU by --use_gpu
+    python benchmarks/extensions.py                        # all four parts, on a GPU by --use_gpu
 
 techniques: each extension on one size, a classifier's training steps. sizes: the larger models with
-and without adapters and gradient checkpointing. attention: forward and backward of each kind of
-attention alone, by length. Every measurement has a process of its own, so that its peak memory is
-its own; they alternate in rounds. Weights and tokens are random, which serves for time and memory.
-Results, with the hardware named, go to benchmarks/results/extensions.json and extensions.png.
+and without adapters and gradient checkpointing. reading: what the largest of them takes with
+adapters if the memory counts from before the checkpoint is read; that file is written for this.
+attention: forward and backward of each kind of attention alone, by length. Every measurement has a
+process of its own, so that its peak memory is its own; they alternate in rounds. Weights and tokens
+are random, which serves for time and memory. Results, with the hardware named, go to
+benchmarks/results/extensions.json and extensions.png.
 """
 
 import json
 import statistics
 import sys
+import tempfile
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,10 +35,12 @@ from engine.batches import TokenDataset, forward_tokens, make_loader
 from engine.checkpoint import RunFolder
 from engine.devices import device_of, peak_mb
 from engine.fast.attention import fused_causal_attention
+from engine.hub import save_gpt2
 from engine.options import FitOptions
 from engine.parallel import start_worker
 from engine.settings import Settings
 from engine.trainer import Trainer
+from models.gpt2 import GPT2Model
 from modules.attention import causal_attention
 from pretrain import SHAPES
 from programs.tasks import TASKS
@@ -85,17 +90,28 @@ MOST_SCORES = 2**29  # of (h, t, t): beyond it a dense attention takes more than
 # -- one measurement, in a process of its own -----------------------------------------------------
 
 
-def measure_step(size: str, flags: str, shape: tuple[int, int], use_gpu: bool, bf16: bool) -> dict:
+def measure_step(
+    size: str,
+    flags: str,
+    shape: tuple[int, int],
+    use_gpu: bool,
+    bf16: bool,
+    folder: str | None = None,
+) -> dict:
     """Parameters, seconds a step and peak MB of training a classifier with extensions.
 
-    shape: b rows of t tokens; flags: extensions with a space between.
+    shape: b rows of t tokens; flags: extensions with a space between; folder: of a checkpoint, to
+    read whose weights is a part of the peak then.
     """
     worker = start_worker(use_gpu)
     settings = {"num_labels": 5, "hidden_dropout_prob": 0.3, "fine_tune_mode": "full-model"}
     settings |= {"gpt_config": asdict(SHAPES[size]), "extension": flags.split()}
+    settings |= {"model_size": folder}
     torch.manual_seed(0)
-    model = TASKS["sst"].build_model(Settings(settings), pretrained=False).to(worker.device)
-    forget_peak(worker.device)  # of building the model
+    model = TASKS["sst"].build_model(Settings(settings), pretrained=folder is not None)
+    model.to(worker.device)
+    if folder is None:
+        forget_peak(worker.device)  # of building the model
     (b, t), steps = shape, 3
     tokens = torch.randint(SHAPES[size].vocab_size, (steps * b, t)).tolist()
     names = [str(i) for i in range(len(tokens))]
@@ -185,6 +201,24 @@ def sizes(args) -> dict:
     return {"b, t": [8, 64], "figures": alternate(work, 1)}
 
 
+def reading(args) -> dict:
+    size, shape = args.sizes[-1], (8, 64)
+    with tempfile.TemporaryDirectory() as folder:
+        alone(write_random, size, folder)
+        work = {
+            f"{size}: {flags}": partial(
+                measure_step, size, flags, shape, args.use_gpu, args.bf16, folder
+            )
+            for flags in LARGE
+            if "lora gradient_checkpointing" in flags
+        }
+        return {"b, t": shape, "figures": alternate(work, 1)}
+
+
+def write_random(size: str, folder: str) -> None:
+    save_gpt2(GPT2Model(SHAPES[size]), folder)
+
+
 def attention(args) -> dict:
     work = {
         f"{kind}: {t}": partial(measure_attention, kind, t, args.use_gpu, args.bf16)
@@ -196,7 +230,7 @@ def attention(args) -> dict:
     return {**shape, "figures": alternate(work, 1)}
 
 
-PARTS = {"techniques": techniques, "sizes": sizes, "attention": attention}
+PARTS = {"techniques": techniques, "sizes": sizes, "reading": reading, "attention": attention}
 
 
 @command

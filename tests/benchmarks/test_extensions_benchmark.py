@@ -1,5 +1,6 @@
 """The benchmark of techniques measures what it says, every technique, in processes of their own."""
 
+import argparse
 import json
 import re
 from functools import partial
@@ -61,6 +62,19 @@ def test_a_step_s_figures(tiny):
     assert plain["trained"] == (v + 1024) * d + l * layer + 2 * d + 5 * d + 5
     assert lora["trained"] < plain["trained"] / 5
     assert plain["seconds"] > 0 and plain["peak_mb"] > 50
+
+
+def test_reading_is_measured_with_what_an_adapter_trains(tiny, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "alone", lambda work, *arguments: work(*arguments))
+    args = argparse.Namespace(sizes=["gpt2", "tiny"], use_gpu=False, bf16=False)
+    found = benchmark.reading(args)["figures"]
+    assert list(found) == [
+        "tiny: lora gradient_checkpointing",
+        "tiny: qlora gradient_checkpointing",
+    ]
+    for name, flags in zip(found, ("lora", "qlora"), strict=True):
+        built = benchmark.measure_step("tiny", flags, (2, 8), False, False)
+        assert found[name]["trained"] == built["trained"] and found[name]["peak_mb"] > 50
 
 
 @pytest.mark.parametrize("kind", ["dense", "torch SDPA", "flash_attention", "sliding_window"])
