@@ -22,6 +22,14 @@ def step_table(figures: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def memory_table(figures: dict[str, dict]) -> str:
+    """Markdown: a row a case, with its parameters and memory alone."""
+    lines = ["| | trained parameters | peak MB |", "|---|---|---|"]
+    for name, measured in figures.items():
+        lines.append(f"| `{name}` | {measured['trained']:,} | {measured['peak_mb']:,.0f} |")
+    return "\n".join(lines)
+
+
 def _ratios(measured: dict, plain: dict | None) -> tuple[str, str]:
     """Time and memory as multiples of the plain case's, "–" without one."""
     if plain is None:

@@ -27,7 +27,13 @@ from engine.errors import Parser, command
 
 import torch
 
-from benchmarks.extension_tables import PLAIN, attention_table, draw, step_table
+from benchmarks.extension_tables import (
+    PLAIN,
+    attention_table,
+    draw,
+    memory_table,
+    step_table,
+)
 from benchmarks.provenance import add_commit_flag, check_committed
 from benchmarks.timing import alone, environment, forget_peak, seconds, summary, write_results
 from config import SIZES
@@ -231,6 +237,7 @@ def attention(args) -> dict:
 
 
 PARTS = {"techniques": techniques, "sizes": sizes, "reading": reading, "attention": attention}
+PRINTED = {"reading": memory_table, "attention": attention_table}
 
 
 @command
@@ -257,7 +264,7 @@ def main():
         results[part] = PARTS[part](args) | facts
         write_results(path, results)
         figures = results[part]["figures"]
-        print(attention_table(figures) if part == "attention" else step_table(figures))
+        print(PRINTED.get(part, step_table)(figures))
         if part == "attention":
             draw(figures, path.with_suffix(".png"))
 

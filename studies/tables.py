@@ -3,6 +3,7 @@
 from math import isfinite
 from statistics import mean, stdev
 
+from studies.data import FULL, QUARTER
 from studies.entries import Study, load, metric_of
 from studies.figures import answer, differences, figures_of, interval, values
 
@@ -24,6 +25,7 @@ FORMATS = {
 NOT_COMPARED = ("dev_loss", "megabytes", "speed", "lr", "hidden_dropout_prob")
 COSTS = ("steps", "seconds")
 NONE, NOT_YET = "–", "not measured"
+SHARES = {FULL: "all", QUARTER: "a quarter"}  # of SST's sentences
 
 
 def mean_and_spread(found: list[float], spec: str, sign: str = "") -> str:
@@ -68,46 +70,38 @@ def pretraining(records: list[dict]) -> str:
     return markdown(rows)
 
 
-def techniques(records: list[dict]) -> str:
-    """A row a contestant; the difference to plain is seed by seed."""
-    [study] = of_suite("techniques")
-    table = figures_of(study, records)
-    rows = [["", f"{study.task}, {study.figure.replace('_', ' ')}", "against plain"]]
-    for one in study.contestants:
-        found = list(values(table, one.name, study.figure).values())
-        cell = NOT_YET
-        if found:
-            cell = mean_and_spread(found, FORMATS[study.figure]) + rate_of(table, one.name)
-        label = one.name if one.name == study.baseline else f"`{one.name}`"
-        rows.append([label, cell, difference(study, table, one.name)])
-    return markdown(rows)
-
-
 def techniques_brief(records: list[dict]) -> str:
-    """One row: the techniques by what they add to SST's dev accuracy.
+    """A row a study: the techniques by what they add to SST's dev accuracy.
 
     Better or worse are those whose mean difference to plain is larger than its own standard
     deviation and than that of plain: more than another seed changes.
     """
-    [study] = of_suite("techniques")
-    table = figures_of(study, records)
-    base = values(table, study.baseline, study.figure)
-    groups: dict[str, list[str]] = {"better": [], "no clear difference": [], "worse": []}
-    for one in study.contestants[1:]:
-        added = differences(values(table, one.name, study.figure), base)
-        if len(added) == len(base) > 1:
-            clear = abs(mean(added)) > max(stdev(added), stdev(base.values()))
-            name = ("better" if mean(added) > 0 else "worse") if clear else "no clear difference"
-            groups[name].append(f"`{one.name}` {mean(added):+.3f}")
-    return markdown([list(groups), [", ".join(group) or NONE for group in groups.values()]])
+    names = ["better", "no clear difference", "worse"]
+    rows = [["sentences", *names]]
+    for study in of_suite("techniques"):
+        table = figures_of(study, records)
+        base = values(table, study.baseline, study.figure)
+        groups: dict[str, list[str]] = {name: [] for name in names}
+        for one in study.contestants[1:]:
+            added = differences(values(table, one.name, study.figure), base)
+            if len(added) == len(base) > 1:
+                clear = abs(mean(added)) > max(stdev(added), stdev(base.values()))
+                name = ("better" if mean(added) > 0 else "worse") if clear else names[1]
+                groups[name].append(f"`{one.name}` {mean(added):+.3f}")
+        rows.append([SHARES[study.data], *(", ".join(g) or NONE for g in groups.values())])
+    return markdown(rows)
 
 
 def technique_results(records: list[dict]) -> dict[str, str]:
     """What each technique adds to SST's dev accuracy, by its flag."""
-    [study] = of_suite("techniques")
-    table = figures_of(study, records)
-    names = [one.name for one in study.contestants[1:]]
-    return {name: difference(study, table, name) for name in names}
+    found = {}
+    for study in of_suite("techniques"):
+        table = figures_of(study, records)
+        for one in study.contestants[1:]:
+            added = difference(study, table, one.name)
+            part = "" if study.data == FULL or added == NONE else f" on {SHARES[study.data]}"
+            found[one.name] = added + part
+    return found
 
 
 def one_by_one(suite: str, records: list[dict]) -> str:

@@ -6,6 +6,7 @@ import pytest
 from test_plan import done_in_rounds, study_of
 
 from studies import tables
+from studies.data import QUARTER
 from studies.entries import Contestant, load
 from studies.figures import answer, cost, differences, figures_of, interval, values
 from studies.plan import plan
@@ -144,6 +145,7 @@ def test_what_others_say_stands_beside_what_was_measured():
 def test_a_difference_is_clear_in_brief_only_above_its_own_spread_and_plain_s(monkeypatch):
     names = ("rdrop", "ema", "muon", "prefix", "soap")
     study = study_of(PLAIN, *map(Contestant, names))
+    quarter = study_of(PLAIN, Contestant("lion"), name="b", data=QUARTER)
     figures = {
         "plain": [0.40, 0.42, 0.44],  # standard deviation 0.02
         "rdrop": [0.50, 0.52, 0.54],  # +0.1 with each seed
@@ -152,7 +154,12 @@ def test_a_difference_is_clear_in_brief_only_above_its_own_spread_and_plain_s(mo
         "prefix": [0.30, 0.32, 0.34],
         "soap": [0.50],  # not all seeds
     }
-    monkeypatch.setattr(tables, "load", lambda **_: [study])
-    rows = tables.techniques_brief(records_of(study, figures)).splitlines()
-    assert rows[0] == "| better | no clear difference | worse |"
-    assert rows[2] == "| `rdrop` +0.100 | `ema` +0.010, `muon` +0.033 | `prefix` -0.100 |"
+    records = records_of(study, figures)
+    records += records_of(quarter, {"plain": [0.30, 0.32], "lion": [0.20, 0.23]})
+    monkeypatch.setattr(tables, "load", lambda **_: [study, quarter])
+    rows = tables.techniques_brief(records).splitlines()
+    assert rows[0] == "| sentences | better | no clear difference | worse |"
+    assert rows[2] == "| all | `rdrop` +0.100 | `ema` +0.010, `muon` +0.033 | `prefix` -0.100 |"
+    assert rows[3] == "| a quarter | – | – | `lion` -0.095 |"
+    results = tables.technique_results(records)
+    assert results["rdrop"] == "+0.100 ± 0.000" and results["lion"] == "-0.095 ± 0.007 on a quarter"
