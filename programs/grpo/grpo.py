@@ -38,7 +38,6 @@ from engine.flags import (
     fit_options,
     in_data_dir,
 )
-from engine.hub import load_tokenizer
 from engine.inputs import run_inputs
 from engine.length_buckets import LengthBuckets
 from engine.parallel import Worker, joined_worker, seed_worker, world_size_of_torchrun
@@ -94,8 +93,7 @@ def train(job: Job, sonnets: dict, dev: DevSet, folder: RolloutFolder) -> None:
     model.to(worker.device)
     seed_worker(args.seed, worker)
     loader = make_loader(job, sonnets["train"], folder)
-    tokenizer = load_tokenizer(args.model_size)
-    folder.inputs = run_inputs(model, tokenizer, {"train": loader, "dev": dev.loader})
+    folder.inputs = run_inputs(model, model.tokenizer, {"train": loader, "dev": dev.loader})
     folder.inputs |= {"training lines": digest(sorted(job.known))}
 
     def forward(network, batch: dict) -> TokenScores:
