@@ -77,11 +77,15 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
             "extensions",
             lambda parts: extension_tables.step_table(parts["sizes"]["figures"]),
         ),
+        "reading": (
+            "extensions",
+            lambda parts: extension_tables.memory_table(parts["reading"]["figures"]),
+        ),
         "attention": (
             "extensions",
             lambda parts: extension_tables.attention_table(parts["attention"]["figures"]),
         ),
-        "techniques_help": ("techniques", of_runs(studies.techniques)),
+        "techniques_help": ("techniques", of_runs(partial(studies.one_by_one, "techniques"))),
         "programs_help": ("programs", of_runs(partial(studies.one_by_one, "programs"))),
     },
 }
@@ -117,7 +121,7 @@ def measured_costs() -> dict[str, str]:
 
 
 def measured_results() -> dict[str, str]:
-    """What each technique adds to SST's dev accuracy, as the study techniques-sst measured it."""
+    """What each technique adds to SST's dev accuracy, as the suite of techniques measured it."""
     found = studies.technique_results(results_of("techniques")["runs"])
     return by_technique(
         {
