@@ -1,8 +1,5 @@
-"""Weights that stay in their files are those that are read, and what is dropped takes no memory."""
+"""Weights that stay in their files are those that are read."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +9,10 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 from transformers import GPT2Model as TheirModel
 
-from benchmarks.timing import FORGET
-from config import GPT2Config
 from engine.errors import InputError
-from engine.files import ROOT
 from engine.hub import load_gpt2
 from engine.mapped_weights import mapped_gpt2
-from engine.settings import Settings
 from models.base_gpt import read_config
-from models.gpt2 import GPT2Model
-from programs.tasks import TASKS
 
 SHAPE = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 16}
 WEIGHTS = "model.safetensors"
@@ -103,47 +94,3 @@ def test_halves_are_read_whole(tmp_path):
     theirs.save_pretrained(tmp_path)
     assert mapped_gpt2(tmp_path, read_config(tmp_path)) is None
     assert load_gpt2(str(tmp_path), mapped=True).dtype == torch.float32
-
-
-SETTINGS = {"num_labels": 5, "hidden_dropout_prob": 0.0, "fine_tune_mode": "full-model"}
-
-
-def test_a_model_in_4_bits_is_the_same_from_mapped_weights(folder, monkeypatch):
-    settings = Settings(SETTINGS | {"model_size": str(folder), "extension": ["qlora"]})
-    states = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        states.append(TASKS["sst"].build_model(settings).state_dict())
-        monkeypatch.setattr("engine.hub.mapped_gpt2", lambda *_: None)
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-PEAK = """import json, sys
-import torch
-from benchmarks.timing import forget_peak
-from engine.devices import peak_mb
-from engine.settings import Settings
-from programs.tasks import TASKS
-
-cpu, settings = torch.device("cpu"), json.loads(sys.argv[1])
-for folder in sys.argv[2:]:  # the first one brings all that has to be imported
-    forget_peak(cpu)
-    before = peak_mb(cpu)
-    TASKS["sst"].build_model(Settings(settings | {"model_size": folder}))
-print(peak_mb(cpu) - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not FORGET.exists(), reason="needs Linux's /proc")
-def test_a_model_that_is_kept_in_4_bits_is_never_whole_in_memory(tmp_path):
-    """In the file its layers have 303 MB, in 4 bits 39; read whole it takes 585."""
-    shape = {"vocab_size": 61, "num_attention_heads": 8, "hidden_size": 512}
-    for layers in (1, 24):
-        config = GPT2Config(**shape, num_hidden_layers=layers, intermediate_size=2048)
-        GPT2Model(config).save_pretrained(tmp_path / str(layers))
-    settings = json.dumps(SETTINGS | {"extension": ["qlora"]})
-    command = [sys.executable, "-c", PEAK, settings, str(tmp_path / "1"), str(tmp_path / "24")]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 300

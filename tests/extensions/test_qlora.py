@@ -1,6 +1,7 @@
 """NF4 by the paper's table, its error by its levels, and adapters on it as on dense weights."""
 
 import copy
+import json
 import platform
 import subprocess
 import sys
@@ -12,13 +13,17 @@ from technique_cases import Tried
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.timing import FORGET
+from config import GPT2Config
 from engine.errors import InputError
 from engine.extension import apply_extensions
 from engine.files import ROOT
+from engine.settings import Settings
 from extensions.lora import LoRA, adapters, merge
 from extensions.normal_float import NF4Linear, levels, packed, unpacked
 from extensions.qlora import QLoRA
 from models.gpt2 import GPT2Model
+from programs.tasks import TASKS
 
 TRIED = {
     "qlora": Tried(
@@ -225,3 +230,47 @@ def test_a_block_of_half_a_byte_is_refused():
 def test_lora_refuses_its_own_options():
     with pytest.raises(InputError, match="lora: targets=heads: no heads"):
         QLoRA(targets="heads")
+
+
+SETTINGS = {"num_labels": 5, "hidden_dropout_prob": 0.0, "fine_tune_mode": "full-model"}
+
+
+def test_a_model_in_4_bits_is_the_same_from_mapped_weights(folder, monkeypatch):
+    settings = Settings(SETTINGS | {"model_size": str(folder), "extension": ["qlora"]})
+    states = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        states.append(TASKS["sst"].build_model(settings).state_dict())
+        monkeypatch.setattr("engine.hub.mapped_gpt2", lambda *_: None)
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+PEAK = """import json, sys
+import torch
+from benchmarks.timing import forget_peak
+from engine.devices import peak_mb
+from engine.settings import Settings
+from programs.tasks import TASKS
+
+cpu, settings = torch.device("cpu"), json.loads(sys.argv[1])
+for folder in sys.argv[2:]:  # the first one brings all that has to be imported
+    forget_peak(cpu)
+    before = peak_mb(cpu)
+    TASKS["sst"].build_model(Settings(settings | {"model_size": folder}))
+print(peak_mb(cpu) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FORGET.exists(), reason="needs Linux's /proc")
+def test_a_model_that_is_kept_in_4_bits_is_never_whole_in_memory(tmp_path):
+    """In the file its layers have 303 MB, in 4 bits 39; read whole it takes 585."""
+    shape = {"vocab_size": 61, "num_attention_heads": 8, "hidden_size": 512}
+    for layers in (1, 24):
+        config = GPT2Config(**shape, num_hidden_layers=layers, intermediate_size=2048)
+        GPT2Model(config).save_pretrained(tmp_path / str(layers))
+    settings = json.dumps(SETTINGS | {"extension": ["qlora"]})
+    command = [sys.executable, "-c", PEAK, settings, str(tmp_path / "1"), str(tmp_path / "24")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 300
