@@ -27,7 +27,7 @@ def mapped_gpt2(folder: Path, values: dict) -> GPT2Model | None:
     """
     with torch.device("meta"):  # shapes only
         network = GPT2Model(GPT2Config(**values)).eval()
-    expected, found = network.state_dict(), {}
+    found: dict[str, torch.Tensor] = {}
     for name, file in _files(folder).items():
         try:
             names = our_names(name.removeprefix("transformer."))
@@ -37,15 +37,19 @@ def mapped_gpt2(folder: Path, values: dict) -> GPT2Model | None:
         looked_at = _mapped(file, name)  # a view for this alone, so that the other stays unread
         if tensor.dtype != torch.float32 or not looked_at.isfinite().all():
             return None
-        parts = (tensor.t() if ".c_" in name else tensor).tensor_split(len(names))
-        is_matrix = ".c_" in name and tensor.dim() == 2
-        found |= zip(names, parts if is_matrix else [part.clone() for part in parts], strict=True)
-    if {name: t.shape for name, t in found.items()} != {
-        name: t.shape for name, t in expected.items()
-    }:
+        if ".c_" in name and tensor.dim() == 2:
+            parts = tensor.t().tensor_split(len(names))
+        else:
+            parts = [part.clone() for part in tensor.tensor_split(len(names))]
+        found |= zip(names, parts, strict=True)
+    if _shapes(found) != _shapes(network.state_dict()):
         return None
     network.load_state_dict(found, assign=True)
     return network
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _files(folder: Path) -> dict[str, Path]:
