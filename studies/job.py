@@ -74,6 +74,10 @@ class Job:
         return self.run.seeds[0]
 
     @property
+    def task_flags(self) -> list[str]:
+        return self.run.contestant.task_flags.split()
+
+    @property
     def data(self) -> Path:
         return self.rows(self.run.study.data)
 
@@ -124,30 +128,34 @@ class Job:
         self.start("-m", "studies.baselines", "random-weights", *words)
         return ["--model_size", folder]
 
-    def train(self, *flags, data: Path | None = None) -> list[dict]:
-        """Run the task's program within the study's budget; the lines of its metrics.jsonl."""
+    def train(self, *flags, data: Path | None = None, through=()) -> list[dict]:
+        """Run the task's program within the study's budget; the lines of its metrics.jsonl.
+
+        through: another program's words, which the task's come after.
+        """
         task, budget = TASKS[self.task], self.run.study.flags.split()
         argv = [*task.command, *SCHEDULE, *budget, *flags, *self.model_flags(), "--seed", self.seed]
         argv += ["--lr", self.run.lr] if self.run.lr else []
         argv += ["--data_dir", data or self.data, "--runs_dir", self.folder / "run"]
         for flag in task.output_flags:  # predictions stay beside the run, not in predictions/
             argv += [f"--{flag}", self.folder / flag]
-        self.start(*argv, *self.precision, *self.gpu)
+        self.start(*through, *argv, *self.precision, *self.gpu)
         [path] = (self.folder / "run").glob("*/metrics.jsonl")
         return lines_of(path)
 
-    def checkpoint(self, seed: int) -> Path:
+    def checkpoint(self, seed: int, *flags) -> Path:
         """The task's best.safetensors of this seed, trained now if no run needed it before.
 
-        Its commands are the run's, too; its seconds are not.
+        flags: beside the study's. Its commands are the run's, too; its seconds are not.
         """
-        place = self.place.root / "checkpoints" / f"{self.task}-{self.run.start}-{seed}"
+        name = f"{self.task}-{self.run.start_with(flags)}-{seed}"
+        place = self.place.root / "checkpoints" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
             if not place.is_dir():
                 unfinished = place.with_suffix(".unfinished")
                 one = Job(replace(self.run, seeds=(seed,)), self.place, unfinished)
-                one.train()
+                one.train(*flags)
                 for path in unfinished.glob("run/*/last.safetensors"):
                     path.unlink()
                 text = json.dumps(one.commands)

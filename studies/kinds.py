@@ -5,14 +5,18 @@ the lines of metrics.jsonl where the run has trained a task.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 from engine.prediction_files import ANSWER_TOKENS
 from engine.records import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
-from engine.sonnets import partners
+from engine.sonnets import opening_lines, partners
 from evaluation import sonnet_report
-from studies.data import GOLD, SMALL
+from programs.grpo.rewards import Rewards, known_lines, rewards
+from studies.data import GOLD, SMALL, SONNETS
+from studies.entries import metric_of
 from studies.job import SCHEDULE, Job, lines_of
 
 OF_SONNETS = ("chrf", "lines_14_share", "distinct_2")
@@ -28,10 +32,20 @@ def flags_of(job: Job) -> list[str]:
 
 def fine_tune(job: Job) -> Made:
     """The figure of the best epoch."""
-    epochs = job.train(*job.run.contestant.task_flags.split(), *flags_of(job))
+    return best_epoch(job, job.train(*job.task_flags, *flags_of(job)))
+
+
+def best_epoch(job: Job, epochs: list[dict]) -> Made:
     study = job.run.study
-    best = study.best(epochs, key=lambda record: record[study.figure])
-    return {study.figure: best[study.figure]}, epochs
+    return {study.figure: study.best(record[study.figure] for record in epochs)}, epochs
+
+
+def distill(job: Job) -> Made:
+    """A student of the checkpoints of all the study's seeds; task_flags: the student's own."""
+    words = ["-m", "programs.distill", *flags_of(job)]
+    for seed in job.run.study.seeds:
+        words += ["--teacher", job.checkpoint(seed)]
+    return best_epoch(job, job.train(*job.task_flags, through=[*words, "--"]))
 
 
 def baseline(job: Job) -> Made:
@@ -54,7 +68,7 @@ def rounded(job: Job, words: list[str], path: Path) -> dict[str, float]:
     flags += ["--checkpoint", path, "--out", out, "--data_dir", job.data, "--batch_size", 32]
     job.program(program, *flags, *job.gpu)
     report = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
-    before, after, metric = report["before"], report["after"], job.run.study.figure
+    before, after, metric = report["before"], report["after"], metric_of(job.task)
     return {
         metric: after[metric],
         "megabytes": after["megabytes"],
@@ -95,33 +109,66 @@ def augment(job: Job) -> Made:
         data = job.folder / "data"
         words += ["--seed", job.seed, "--data_dir", job.data, "--out_dir", data]
         job.program("augment", "--task", job.task, *words)
-    epochs = job.train(*job.run.contestant.task_flags.split(), data=data)
+    epochs = job.train(*job.task_flags, data=data)
     return {"dev_acc": epochs[-1]["dev_acc"]}, epochs
 
 
 def preferences(job: Job) -> Made:
     """A checkpoint after programs.dpo with these flags; without any, as it is."""
-    path, words = job.checkpoint(job.seed), flags_of(job)
-    if words:
-        words += ["--task", job.task, "--checkpoint", path, "--data_dir", job.rows(SMALL)]
-        words += ["--seed", job.seed, "--runs_dir", job.folder / "dpo", *SCHEDULE]
-        job.program("dpo", *words, *job.precision, *job.gpu)
-        [path] = (job.folder / "dpo").glob("*/best.safetensors")
-    metric = job.run.study.figure
-    figures = {metric: rounded(job, UNROUNDED, path)[metric]}
-    if job.task != "sonnet":
-        return figures, []
-    words = ["--checkpoint", path, "--seed", job.seed, "--data_dir", job.data, *outputs(job)]
-    job.start("sonnet_generation.py", *words, *job.gpu)
-    return {**figures, **written(job)}, []
+    path = trained_on(job, "dpo", "--task", job.task, "--data_dir", job.rows(SMALL))
+    if job.task == "sonnet":
+        write(job, path)
+        return {**dev_figure(job, path), **written(job)}, []
+    return dev_figure(job, path), []
+
+
+def grpo(job: Job) -> Made:
+    """The same of programs.grpo, whose rewards are taken of what the task's program writes."""
+    path = trained_on(job, "grpo", "--data_dir", job.data)
+    write(job, path)
+    return {**rewarded(job), **dev_figure(job, path), **written(job)}, []
+
+
+def trained_on(job: Job, program: str, *words) -> Path:
+    """A seed's checkpoint after a program with the contestant's flags; without any, itself."""
+    path, flags, folder = job.checkpoint(job.seed), flags_of(job), job.folder / program
+    if not flags:
+        return path
+    how = ["--checkpoint", path, "--seed", job.seed, "--runs_dir", folder, *SCHEDULE]
+    job.program(program, *flags, *words, *how, *job.precision, *job.gpu)
+    [path] = folder.glob("*/best.safetensors")
+    return path
+
+
+def dev_figure(job: Job, path: Path) -> dict[str, float]:
+    """The task's own dev figure of a checkpoint."""
+    metric = metric_of(job.task)
+    return {metric: rounded(job, UNROUNDED, path)[metric]}
 
 
 def decoding(job: Job) -> Made:
-    """Dev sonnets continued by one strategy with its defaults."""
+    """Dev sonnets continued by one strategy with its defaults.
+
+    task_flags: what the draft of speculative decoding is trained with, beside the study's flags.
+    """
     words = ["--checkpoint", job.checkpoint(job.seed), "--strategy", *flags_of(job)]
     words += ["--seed", job.seed, "--data_dir", job.data, *outputs(job)]
-    job.program("decoding", *words, *job.gpu)
-    return written(job), []
+    draft = job.task_flags and ["--draft", job.checkpoint(job.seed, *job.task_flags)]
+    job.program("decoding", *words, *draft, *job.gpu)
+    figures = {**written(job), "seconds": job.seconds}
+    return figures | ({"accepted": accepted_share(job)} if draft else {}), []
+
+
+def accepted_share(job: Job) -> float:
+    """Of the drafted tokens, as the program says it."""
+    text = (job.folder / "log.txt").read_text(encoding="utf-8")
+    return float(re.search(r"drafted tokens are accepted \(([\d.]+)\)", text)[1])
+
+
+def write(job: Job, path: Path) -> None:
+    """Let the sonnets' program continue the dev sonnets."""
+    words = ["--checkpoint", path, "--seed", job.seed, "--data_dir", job.data, *outputs(job)]
+    job.start("sonnet_generation.py", *words, *job.gpu)
 
 
 def outputs(job: Job) -> list:
@@ -134,6 +181,15 @@ def written(job: Job) -> dict[str, float]:
     generated = read_sonnets(path)
     report = sonnet_report(generated, partners(generated, read_sonnets(gold), path, gold))
     return {name: report[name] for name in OF_SONNETS}
+
+
+def rewarded(job: Job) -> dict[str, float]:
+    """The mean reward of the same file, and its part for rhymes."""
+    known = known_lines(read_sonnets(job.data / SONNETS))
+    generated = read_sonnets(job.folder / "dev.txt")
+    found = [rewards(sonnet.text, len(opening_lines(sonnet)), known) for sonnet in generated]
+    totals = [each.total(Rewards()) for each in found]
+    return {"reward": mean(totals), "rhyme": mean(each.rhyme for each in found)}
 
 
 def search(job: Job) -> Made:
@@ -165,6 +221,8 @@ KINDS: dict[str, Callable[[Job], Made]] = {
     "ensemble": ensemble,
     "augment": augment,
     "preferences": preferences,
+    "grpo": grpo,
+    "distill": distill,
     "decoding": decoding,
     "search": search,
     "searched": searched,

@@ -58,11 +58,10 @@ class Run:
     def digest(self) -> str:
         return _digest([self.key, self.settings])
 
-    @property
-    def start(self) -> str:
-        """A name of what the study's checkpoints are trained from, on and how."""
+    def start_with(self, flags=()) -> str:
+        """A name of what the study's checkpoints are trained from, on and how; flags: more."""
         settings = {name: self.settings[name] for name in ("checkpoint", "bf16", "data", "model")}
-        return _digest([settings, self.study.flags])
+        return _digest([settings, " ".join([self.study.flags, *flags])])
 
     def __str__(self) -> str:
         rate = f", lr {self.lr:g}" if self.lr else ""

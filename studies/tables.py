@@ -13,16 +13,19 @@ FORMATS = {
     "train_loss": ".3f",
     "steps": ".0f",
     "seconds": ".0f",
+    "reward": ".3f",
+    "rhyme": ".3f",
     "dev_perplexity": ".1f",
     "chrf": ".1f",
     "lines_14_share": ".2f",
     "distinct_2": ".3f",
+    "accepted": ".2f",
     "megabytes": ".1f",
     "speed": ".2f",
     "lr": ".1e",
     "hidden_dropout_prob": ".2f",
 }
-NOT_COMPARED = ("dev_loss", "megabytes", "speed", "lr", "hidden_dropout_prob")
+NOT_COMPARED = ("dev_loss", "accepted", "megabytes", "speed", "lr", "hidden_dropout_prob")
 COSTS = ("steps", "seconds")
 NONE, NOT_YET = "–", "not measured"
 SHARES = {FULL: "all", QUARTER: "a quarter"}  # of SST's sentences
