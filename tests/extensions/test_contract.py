@@ -268,7 +268,7 @@ def test_all_further_options_have_their_turn():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first, second", PAIRS, ids="-".join)
+@pytest.mark.parametrize("first, second", PAIRS)
 def test_two_with_other_options_train_or_are_refused_in_one_line(
     first, second, place, monkeypatch, capsys
 ):
