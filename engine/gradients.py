@@ -97,6 +97,9 @@ class Gradients:
                         raise
                     self._halve_micro_batch(group, error)
 
+    def after_step(self) -> None:
+        """Called when an optimizer step was made, and not skipped, after the extensions."""
+
     def precision(self):
         """The context in which matrices are multiplied."""
         return matmul_precision("high") if self.tf32 else contextlib.nullcontext()

@@ -73,6 +73,10 @@ class RecordedGradients(Gradients):
         self.log("out of memory: the recorded steps are given up, the run goes on eagerly")
         return super().of(group)
 
+    def after_step(self) -> None:
+        if self.graphs:
+            self.graphs.begun = True
+
     def _replay(self, group: list[dict], counts: list[int]) -> torch.Tensor:
         self.graphs.begin()
         targets = float(sum(counts))

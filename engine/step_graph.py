@@ -56,6 +56,7 @@ class StepGraphs:
         self.recorded_gradients: list[tuple[torch.Tensor, torch.Tensor]] = []  # of parameters
         self.first_step: dict[Layout, int] = {}  # in which a shape was seen
         self.steps, self.most_rows = 0, 0
+        self.begun = False  # whether a step was made: what techniques begin in one has begun
         self.full = False
 
     def begin(self) -> None:
@@ -94,11 +95,11 @@ class StepGraphs:
     def _recorded(self, layout: Layout, rows: int) -> Recording | None:
         """A new recording, if this shape is worth one: it comes again, and is no uneven rest.
 
-        An earlier step has seen it, so that whatever begins with the first step has begun.
+        Before a step was made nothing is recorded.
         """
         self.most_rows = max(self.most_rows, rows)
         seen_before = self.first_step.setdefault(layout, self.steps) < self.steps
-        if not seen_before or rows < self.most_rows or not self._room():
+        if not (self.begun and seen_before) or rows < self.most_rows or not self._room():
             return None
         block = torch.zeros(layout.size, dtype=torch.uint8, device=self.device)
         replay = self.recorder.record(functools.partial(self._add, layout.views(block)))

@@ -107,6 +107,7 @@ class Trainer:
         if self.scaler.try_step(self.optimizer):
             for extension in self.extensions:
                 extension.after_step(self.model)
+            self.gradients.after_step()
         else:
             self._note_overflow(group)
         self.progress.step += 1

@@ -84,7 +84,7 @@ def by_hand(*, epochs=2, accumulate=1, clip=0.0, warmup=0.0, schedule="constant"
     [
         {},
         {"dropout": 0.5},
-        {"accumulate": 3},
+        {"accumulate": 3, "epochs": 4},
         {"clip": 0.01},
         {"schedule": "cosine", "warmup": 0.3, "epochs": 3},
     ],

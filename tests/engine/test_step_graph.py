@@ -17,6 +17,7 @@ from tiny_run import (
     run,
     run_path,
     same_bits,
+    summed_loss,
     tiny_classifier,
     weights,
 )
@@ -121,12 +122,15 @@ def whole_lengths(rows: int) -> TokenDataset:
     return TokenDataset(ids, [f"row{i}" for i in range(rows)], [i % 3 for i in range(rows)])
 
 
-@pytest.mark.parametrize("technique", those_whose(attrgetter("recordable")))
+RECORDABLE = [[name] for name in those_whose(attrgetter("recordable"))]
+
+
+@pytest.mark.parametrize("techniques", [*RECORDABLE, ["sam", "qat"]], ids="-".join)
 def test_techniques_that_change_modules_are_recorded_and_learn_the_same(
-    tmp_path, recorders, technique
+    tmp_path, recorders, techniques
 ):
     made, mapping = recorders
-    how = {"extensions": [technique], "lr": 1e-2, "accumulate": 2, "data": whole_lengths}
+    how = {"extensions": techniques, "lr": 1e-2, "accumulate": 2, "data": whole_lengths}
     expected, _ = trained(tmp_path, {}, **how)
     found, _ = trained(tmp_path, mapping, **how)
     assert made[0].replayed > 0
@@ -140,7 +144,7 @@ def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path, record
 
     def note(logits, batch):
         loss = classifier.TASKS["sst"].loss_fn(logits, batch)
-        losses.append(float(loss))
+        losses.append(loss.detach())
         return loss
 
     model = tiny_classifier(0.5)
@@ -150,6 +154,7 @@ def test_dropout_draws_anew_in_each_replay_and_follows_the_seed(tmp_path, record
         torch.manual_seed(seed)
         run.progress.step = 0
         run.train_epoch()
+    losses = torch.stack(losses).tolist()
     assert made[0].eager == 1 and len(set(losses[:6])) == 6
     assert losses[:6] == losses[6:12] != losses[12:]
 
@@ -166,9 +171,11 @@ def graphs_of(model, recorder, log=print, **how) -> StepGraphs:
 
     parameters = list(model.parameters())
     device, most = WORKER.device, math.inf
-    return StepGraphs(
+    graphs = StepGraphs(
         backward, parameters, recorder, device=device, most_positions=most, log=log, **how
     )
+    graphs.begun = True
+    return graphs
 
 
 def batch_of(*lengths: int) -> dict:
@@ -193,6 +200,17 @@ def test_a_shape_is_recorded_when_a_later_step_brings_it_again():
     assert (recorder.eager, recorder.recorded, recorder.replayed) == (2, 0, 0)
     feed(graphs, [batch_of(7, 7)], [batch_of(1, 4)], [batch_of(9, 4)])
     assert (recorder.eager, recorder.recorded, recorder.replayed) == (3, 1, 2)
+
+
+def test_nothing_is_recorded_before_a_step_is_made():
+    recorder = CallAgain()
+    graphs = graphs_of(Averager(), recorder)
+    graphs.begun = False
+    feed(graphs, [batch_of(8)], [batch_of(8)], [batch_of(8)])
+    assert (recorder.eager, recorder.recorded) == (3, 0)
+    graphs.begun = True
+    feed(graphs, [batch_of(8)])
+    assert (recorder.eager, recorder.recorded) == (3, 1)
 
 
 def test_an_uneven_last_batch_is_never_recorded():
@@ -251,6 +269,33 @@ def test_a_replay_divides_by_the_targets_of_its_own_step():
         graphs.add(batch, targets, 1.0)
         norms.append(float(model.head.weight.grad.norm()))
     assert norms[1] == norms[0] and norms[2] == pytest.approx(norms[0] / 4)
+
+
+def test_a_step_that_looks_at_a_number_is_not_recorded(tmp_path, recorders):
+    """The stand-in refuses what a GPU would."""
+    _, mapping = recorders
+
+    def looking(logits, batch):
+        return summed_loss(logits, batch) * float(logits.detach().sum() < 1e9)
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        run(Averager(), tmp_path, rows=40, epochs=2, loss_fn=looking, recorders=mapping)
+
+
+def test_a_technique_that_begins_with_a_step_waits_for_one_that_is_not_skipped(tmp_path, recorders):
+    made, mapping = recorders
+    model = tiny_classifier()
+    apply_extensions(model, load_extensions(["qat"]))
+
+    def overflowing(logits, batch):  # in float16, until the scale has fallen
+        return 10 * summed_loss(logits, batch)
+
+    step = new_trainer(
+        model, make_loader(whole_lengths(80), 4), overflowing, tmp_path,
+        recorders=mapping, extensions=model.extensions, fp16=True,
+    )  # fmt: skip
+    step.train_epoch()
+    assert step.progress.skipped > 1 and made[0].replayed > 0
 
 
 # -- when a run is not recorded -----------------------------------------------------------------
