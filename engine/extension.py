@@ -93,15 +93,22 @@ def apply_extensions(model, extensions: Iterable[Extension]) -> None:
     """Freeze the backbone, once, if any extension wants that; then let each change the model.
 
     Those that freeze it, or change its parameters, come first: the others find what is there then.
-    The model keeps them as `model.extensions`, in the order given, for the run that follows.
+    The model keeps them as `model.extensions`, in the order given, for the run that follows; and
+    in `model.unrecordable` for all later runs those that change it so that no step is recorded.
     """
     model.extensions = list(extensions)
+    shaping = {technique_of(e) for e in model.extensions if _prepares(e) and not e.recordable}
+    model.unrecordable = shaping | getattr(model, "unrecordable", set())
     if any(extension.freezes_backbone for extension in model.extensions):
         model.gpt.requires_grad_(False)
     for extension in sorted(model.extensions, key=_comes_later):
         extension.prepare_model(model)
     for extension in model.extensions:
         extension.check(model)
+
+
+def _prepares(extension: Extension) -> bool:
+    return type(extension).prepare_model is not Extension.prepare_model
 
 
 def _comes_later(extension: Extension) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from engine.batches import count_targets
-from engine.extension import Extension, technique_of
+from engine.extension import technique_of
 from engine.gradients import Gradients, Objective
 from engine.options import FitOptions
 from engine.parallel import Worker
@@ -26,21 +26,24 @@ def make_gradients(
     worker = objective.worker
     make = recorders.get(worker.device.type)
     how = {"tf32": options.tf32, "compile": options.compile, "log": log}
-    if make is None or not may_record(options, worker, objective.extensions, log):
+    if make is None or not may_record(options, worker, unrecordable(objective), log):
         return Gradients(objective, optimizer, **how)
     return RecordedGradients(objective, optimizer, make(worker.device), **how)
 
 
-def may_record(
-    options: FitOptions, worker: Worker, extensions: list[Extension], log: Callable
-) -> bool:
-    """Whether a run's steps may be recorded; a line names the extensions that they are not for."""
+def may_record(options: FitOptions, worker: Worker, techniques: list[str], log: Callable) -> bool:
+    """Whether a run's steps may be recorded; a line names the techniques that they are not for."""
     if options.eager or options.compile or worker.world_size > 1:
         return False
-    eager = [technique_of(extension) for extension in extensions if not extension.recordable]
-    if eager:
-        log(f"{', '.join(eager)}: no recorded steps with this extension, they run eagerly")
-    return not eager
+    if techniques:
+        log(f"{', '.join(techniques)}: no recorded steps with this extension, they run eagerly")
+    return not techniques
+
+
+def unrecordable(objective: Objective) -> list[str]:
+    """The techniques of this run, or of one before that shaped the model, which must be eager."""
+    acting = {technique_of(e) for e in objective.extensions if not e.recordable}
+    return sorted(acting | getattr(objective.model, "unrecordable", set()))
 
 
 class RecordedGradients(Gradients):

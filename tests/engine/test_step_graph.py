@@ -328,6 +328,24 @@ def test_several_workers_and_a_compiled_network_run_eagerly():
     assert not may_record(replace(plain, compile="default"), WORKER, [], print)
 
 
+def test_a_technique_that_an_earlier_run_left_in_the_model_counts_too(tmp_path, recorders):
+    class Changing(Acting):
+        def prepare_model(self, model) -> None:
+            pass
+
+    made, mapping = recorders
+    model, said = Averager(), []
+    apply_extensions(model, [Changing()])
+    apply_extensions(model, [])
+    run(model, tmp_path, recorders=mapping, log=said.append)
+    assert made == [] and "test_step_graph: no recorded steps" in said[0]
+    model = Averager()
+    apply_extensions(model, [Acting()])  # it acted on that run's loss alone
+    apply_extensions(model, [])
+    run(model, tmp_path, recorders=mapping)
+    assert len(made) == 1
+
+
 def test_an_extension_that_says_that_it_can_be_recorded_is(tmp_path, recorders):
     class Modest(Extension):
         recordable = True
