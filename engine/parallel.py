@@ -18,7 +18,7 @@ import torch
 from torch import distributed as dist
 
 from engine.children import end_with_launcher
-from engine.devices import device_count, device_type, widest_float
+from engine.devices import device_count, device_type
 from engine.errors import InputError
 from engine.signals import LAUNCHER
 
@@ -95,10 +95,10 @@ def barrier(worker: Worker) -> None:
 
 
 def all_reduce(values: list[float], worker: Worker) -> list[float]:
-    """Add up each number over all workers."""
+    """Add up each number over all workers, beside their GPUs, so that none is waited for."""
     if worker.world_size == 1:
         return values
-    total = torch.tensor(values, dtype=widest_float(worker.device), device=worker.device)
+    total = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(total)
     return total.tolist()
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import in_workers
 from course_files import WORKER, call_main, work_in, write, write_course, write_model
 from pair_runs import RUNS, figures, flags_of, torchrun
 from slow import slow_unless
 from tiny_run import run_path
+from torch import distributed as dist
 
 from engine.batches import LengthBuckets, make_loader
 from engine.checkpoint import load_tree
@@ -256,6 +258,16 @@ def test_a_single_process_talks_to_nobody():
     tensor = torch.arange(3)
     assert gather(tensor, WORKER)[0] is tensor
     broadcast([tensor], WORKER)
+
+
+def test_numbers_are_added_up_beside_the_gpus():
+    def add_up() -> None:
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        worker = Worker(torch.device("meta"), rank, 2)  # where no number can be read
+        assert all_reduce([1.0, rank + 0.5], worker) == [2.0, 2.0]
+
+    in_workers(add_up)
 
 
 def test_what_the_host_asks_other_workers_waits_for_no_gpu():
