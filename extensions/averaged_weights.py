@@ -23,6 +23,4 @@ class AveragedWeights(nn.Module):
     @torch.no_grad()
     def move(self, model, share: float) -> None:
         """Let the average move by a share of its way to the weights as they are."""
-        average = self.of(model)
-        for name, parameter in trained(model).items():
-            average[name].lerp_(parameter, share)
+        torch._foreach_lerp_(list(self.of(model).values()), list(trained(model).values()), share)

@@ -12,6 +12,7 @@ steps that count: β belongs well below the length of a run.
 
 import contextlib
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -27,6 +28,7 @@ class WeightAverage(Extension):
     """
 
     recordable = True
+    steps: ClassVar[int | None] = None  # that were made, as soon as the model was asked
 
     def share(self, step: int) -> float:
         """The weight of θ_t in θ̂_t at step t, from 1; 0 leaves the average alone."""
@@ -44,7 +46,8 @@ class WeightAverage(Extension):
     def after_step(self, model) -> None:
         average = model.average
         average.step += 1
-        share = self.share(int(average.step))
+        self.steps = int(average.step) if self.steps is None else self.steps + 1
+        share = self.share(self.steps)
         if share:
             average.begun.fill_(True)
             average.move(model, share)
