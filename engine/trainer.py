@@ -38,8 +38,8 @@ class Trainer:
         self.model, self.loader, self.options = model, loader, options
         self.folder, self.worker, self.extensions = folder, worker, extensions
         self.log = log if worker.is_main else lambda message: None
-        told = on_epoch if worker.is_main else None
-        self.on_epoch = told or (lambda record: self.log(epoch_line(record)))
+        say, told = self.log, on_epoch if worker.is_main else None
+        self.on_epoch = told or (lambda record: say(epoch_line(record)))
         self.progress = Progress()
         network = distributed(model, worker, shard=options.shard)  # may replace the parameters
         self.optimizer = make_optimizer(model, options, extensions)

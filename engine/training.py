@@ -78,6 +78,7 @@ def fit(
         folder.start(options.resume)
         with stopped_together(run), folder.writing():
             run_epochs(run, evaluate)
+        model.zero_grad(set_to_none=True)  # their memory is free for what follows
         load_best(model, folder, worker)
         return run.progress
 

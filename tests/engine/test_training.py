@@ -1,8 +1,10 @@
 """The one loop: one gradient however it is added up, the best epoch kept, no NaN let through."""
 
+import gc
 import itertools
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from engine.errors import InputError
 from engine.extension import Extension
 from engine.optimizers import make_optimizer
 from engine.options import FitOptions, lr_multiplier
+from engine.trainer import Trainer
 from optimizer import AdamW
 
 
@@ -396,3 +399,24 @@ def test_evaluation_leaves_training_as_it_was(tmp_path):
     model = Averager(dropout=0.5)
     run(model, tmp_path, epochs=2, evaluate=evaluate, loss_fn=note)
     assert modes == [True] * 6
+
+
+def test_what_a_run_held_is_free_when_it_is_over(tmp_path, monkeypatch):
+    """Without a search for cycles, which may come late: on a GPU it is gradients and recordings."""
+    runs = []
+
+    def noted(*args):
+        one = Trainer(*args)
+        runs.append(weakref.ref(one))
+        return one
+
+    monkeypatch.setattr("engine.training.Trainer", noted)
+    model = Averager()
+    make_optimizer(model, FitOptions(epochs=1, lr=0.1, metric="dev"), [])  # torch imports more
+    gc.collect()
+    gc.disable()
+    try:
+        run(model, tmp_path)
+        assert runs[0]() is None and all(p.grad is None for p in model.parameters())
+    finally:
+        gc.enable()
