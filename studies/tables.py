@@ -74,12 +74,8 @@ def pretraining(records: list[dict]) -> str:
 
 
 def techniques_brief(records: list[dict]) -> str:
-    """A row a study: the techniques by what they add to SST's dev accuracy.
-
-    Better or worse are those whose mean difference to plain is larger than its own standard
-    deviation and than that of plain: more than another seed changes.
-    """
-    names = ["better", "no clear difference", "worse"]
+    """A row a study: the techniques by the answer to its question, with what they add to plain."""
+    names = ["better", "can't tell", "worse"]
     rows = [["sentences", *names]]
     for study in of_suite("techniques"):
         table = figures_of(study, records)
@@ -87,9 +83,9 @@ def techniques_brief(records: list[dict]) -> str:
         groups: dict[str, list[str]] = {name: [] for name in names}
         for one in study.contestants[1:]:
             added = differences(values(table, one.name, study.figure), base)
-            if len(added) == len(base) > 1:
-                clear = abs(mean(added)) > max(stdev(added), stdev(base.values()))
-                name = ("better" if mean(added) > 0 else "worse") if clear else names[1]
+            if added:
+                said = answer(study, one, study.figure, added)
+                name = {"yes": "better", "no": "worse"}.get(said, "can't tell")
                 groups[name].append(f"`{one.name}` {mean(added):+.3f}")
         rows.append([SHARES[study.data], *(", ".join(g) or NONE for g in groups.values())])
     return markdown(rows)
