@@ -171,6 +171,8 @@ def _digests(path, metadata: dict) -> dict[str, str] | None:
 @contextlib.contextmanager
 def _reading(path) -> Iterator[None]:
     """What goes wrong with a file's content while it is read is an InputError."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: a folder, expected a file: give its best.safetensors")
     try:
         yield
     except FileNotFoundError as error:
