@@ -18,9 +18,10 @@ from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments, check_range, limited_path
 from engine.frozen_features import Head, feature_loader, forward_features
 from engine.hub import backbone
+from engine.own_texts import check_texts, given_texts
 from engine.records import CLASS_NAMES, NUM_LABELS, Record, data_file, read_sentiment
 from engine.task import run_tasks
-from engine.trying import add_trial_arguments, given_texts
+from engine.trying import add_trial_arguments
 
 LEARNING_RATES = {"last-linear-layer": 1e-3, "full-model": 1e-5}
 OUTPUT_NAMES = {"last-linear-layer": "pretrain", "full-model": "finetune"}
@@ -92,6 +93,7 @@ class Sentiment(ClassificationTask):
         if settings.dataset == "all" and (outputs or (settings.checkpoint and not settings.text)):
             raise InputError("--dev_out, --test_out, --checkpoint: name a data set by --dataset")
         check_range(settings, "hidden_dropout_prob", 0, 1)
+        check_texts("--text", settings.text or [], stdin=True)
         default = LEARNING_RATES[settings.fine_tune_mode]
         return settings.replace(lr=default if settings.lr is None else settings.lr)
 
@@ -125,7 +127,7 @@ class Sentiment(ClassificationTask):
         return tokenize(tokenizer, texts, sent_ids, limit, where=where, say=say)
 
     def own_rows(self, settings):
-        for text in given_texts(settings.text):
+        for text in given_texts("--text", settings.text):
             yield text, Record("1", text)
 
     def trained_part(self, settings, model, loaders, worker):

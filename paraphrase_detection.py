@@ -17,6 +17,7 @@ from engine.batches import tokenize
 from engine.classification import ClassificationTask
 from engine.flags import add_task_arguments
 from engine.hub import backbone, load_tokenizer
+from engine.own_texts import check_texts
 from engine.prediction_files import ANSWER_TOKENS
 from engine.records import PairRecord, data_path, read_pairs
 from engine.task import PREDICTED, run_tasks
@@ -91,6 +92,11 @@ class Paraphrase(ClassificationTask):
             parser.add_argument(f"--{flag}", default=f"predictions/para-{split}-output.csv")
         add_task_arguments(parser)
         add_trial_arguments(parser, "--pair", nargs=2, help="two questions to compare")
+
+    def resolve(self, settings):
+        for questions in settings.pair or []:
+            check_texts("--pair", questions, stdin=False)
+        return settings
 
     def paths(self, settings):
         return {split: getattr(settings, f"para_{split}") for split in self.splits}

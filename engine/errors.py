@@ -40,8 +40,12 @@ def excerpt(value, limit: int = EXCERPT) -> str:
     """What a message shows of foreign text: one line, printable, cut with a count."""
     text = " ".join(str(value).split())
     cut = len(text) - limit
-    shown = [c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit]]
-    return "".join(shown) + f"… ({cut:,} more characters)" * (cut > 0)
+    return printable(text[:limit]) + f"… ({cut:,} more characters)" * (cut > 0)
+
+
+def printable(text: str) -> str:
+    """A text in which the characters that a terminal would obey are written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def quoted(value, limit: int = EXCERPT) -> str:

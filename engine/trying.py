@@ -5,19 +5,18 @@ The answer is for the terminal, or with `--json` one JSON object a line.
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from engine.batches import collate, forward_tokens, to_device
 from engine.completion import complete
-from engine.errors import InputError
-from engine.records import Record
+from engine.errors import InputError, printable
+from engine.own_texts import given_prompt
 from engine.sonnets import prompt_text
 from engine.trees import load_tree
 
-STDIN = "-"
 BAR = 32  # characters of a bar for probability 1
 UNFINISHED = "\ufffd"  # what the decoder gives for a part of a character
 EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -49,26 +48,6 @@ def checkpoint_to_try(tasks: Iterable, settings) -> tuple:
     return by_name[name], path
 
 
-def given_texts(texts: list[str]) -> Iterator[str]:
-    """The texts of a flag; "-" stands for the lines of the standard input."""
-    for text in texts:
-        lines = sys.stdin if text == STDIN else [text]
-        yield from (line.strip() for line in lines if line.strip())
-
-
-@torch.no_grad()
-def given_prompt(path: str) -> Record:
-    """The opening lines of a sonnet in a file, or on the standard input."""
-    try:
-        text = sys.stdin.read() if path == STDIN else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "no UTF-8 text"
-        raise InputError(f"--prompt {path}: {reason}: give a text file, or - for stdin") from error
-    if not text.strip():
-        raise InputError(f"--prompt {path}: empty, expected the first three lines of a sonnet")
-    return Record("1", text)
-
-
 def continue_sonnet(model, path: str, settings) -> None:
     """Print samples that go on from the first three lines, each token as it is drawn."""
     prompt, where = given_prompt(path), f"--prompt {path}"
@@ -80,7 +59,7 @@ def continue_sonnet(model, path: str, settings) -> None:
         if settings.json:
             say_answer({"prompt": prompt_text(prompt), "text": sonnet.text, "seed": seed}, True)
         else:
-            say(f"{sonnet.text[len(aloud.said) :]}\n\n")  # the last token
+            say_aloud(f"{sonnet.text[len(aloud.said) :]}\n\n")  # the last token
 
 
 class Aloud:
@@ -92,11 +71,12 @@ class Aloud:
     def __call__(self, tokens) -> bool:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         if not text.endswith(UNFINISHED):
-            say(text[len(self.said) :])
+            say_aloud(text[len(self.said) :])
             self.said = text
         return False
 
 
+@torch.no_grad()
 def class_probabilities(model, token_ids: list[int], device) -> list[float]:
     """What the model thinks of each class for one text."""
     model.eval()
@@ -117,11 +97,11 @@ def classified(
 def drawn(answer: dict) -> str:
     """The same for a terminal: a bar for each class, then the tokens between bars."""
     width = max(map(len, answer["probabilities"]))
-    lines = [answer["text"]]
+    lines = [printable(answer["text"])]
     for name, probability in answer["probabilities"].items():
         mark = "→" if name == answer["predicted"] else " "
         lines.append(f"{mark} {name:>{width}}  {probability:6.1%}  {bar(probability)}")
-    tokens = answer["tokens"]
+    tokens = [printable(token) for token in answer["tokens"]]
     return "\n".join([*lines, f"  {len(tokens)} tokens: {'|'.join(tokens)}", ""])
 
 
@@ -133,6 +113,11 @@ def bar(share: float) -> str:
 
 def say_answer(answer: dict, as_json: bool) -> None:
     say(f"{json.dumps(answer, ensure_ascii=False) if as_json else drawn(answer)}\n")
+
+
+def say_aloud(text: str) -> None:
+    """Say verses, without what a terminal would obey."""
+    say("\n".join(map(printable, text.split("\n"))))
 
 
 def say(text: str) -> None:

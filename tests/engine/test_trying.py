@@ -1,5 +1,6 @@
 """A trained model is tried on one's own texts, from the command line of its task."""
 
+import io
 import json
 import os
 
@@ -8,7 +9,7 @@ import torch
 from course_files import call_main, work_in, write, write_model
 from task_checkpoints import KINDS, build, save
 
-from engine.trying import BAR, bar
+from engine.trying import BAR, bar, say_aloud
 from programs.tasks import TASKS
 
 PROMPT = "the rose is red\nmy love burns\nnights grow long\n"
@@ -25,6 +26,11 @@ def place(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True)
         save(path, kind, model, settings)
     return tmp_path
+
+
+def stdin(monkeypatch, data: bytes) -> None:
+    """Let the standard input hold these bytes; its own text is that of another encoding."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), "ascii"))
 
 
 def answers(capsys) -> list[dict]:
@@ -65,9 +71,36 @@ def test_the_newest_run_is_taken_and_named(place, monkeypatch, capsys):
 
 
 def test_lines_of_the_standard_input_are_texts(place, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", iter(["good film\n", "\n", "  poor plot \n"]))
+    stdin(monkeypatch, b"good film\n\n  poor pl\xc3\xb6t \r\n")
     call_main(monkeypatch, "classifier", "--dataset", "sst", "--text", "-", "--json")
-    assert [answer["text"] for answer in answers(capsys)] == ["good film", "poor plot"]
+    assert [answer["text"] for answer in answers(capsys)] == ["good film", "poor plöt"]
+
+
+def test_a_terminal_gets_no_character_that_it_would_obey(place, monkeypatch, capsys):
+    stdin(monkeypatch, b"a \x1b[31mred\x07 film\n")
+    call_main(monkeypatch, "classifier", "--dataset", "sst", "--text", "-")
+    printed = capsys.readouterr().out
+    assert printed.startswith(r"a \x1b[31mred\x07 film") and printed.count(r"\x1b") == 2
+    assert all(c.isprintable() or c == "\n" for c in printed)
+    say_aloud("a line\nand \x1b another\n")
+    assert capsys.readouterr().out == "a line\nand \\x1b another\n"
+
+
+@pytest.mark.parametrize(
+    "words, given, said",
+    [
+        (["classifier", "--text", "-"], b"ok\nbad \xff\n", "-, line 2: not UTF-8: byte 0xff"),
+        (["classifier", "--text", "-"], b" \n\n", "--text -: the standard input is empty: give a"),
+        (["sonnet_generation", "--prompt", "-"], b"a\nb \xff\n", "--prompt -, line 2: not UTF-8"),
+        (["sonnet_generation", "--prompt", "-"], b"", "--prompt -: empty, expected the first"),
+    ],
+)
+def test_what_the_standard_input_lacks_is_said(words, given, said, place, monkeypatch, capsys):
+    stdin(monkeypatch, given)
+    with pytest.raises(SystemExit) as stop:
+        call_main(monkeypatch, *words)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and error.startswith("error: ") and said in error
 
 
 def test_samples_of_a_sonnet_are_printed_as_they_are_drawn(place, monkeypatch, capsys):
@@ -92,9 +125,17 @@ def test_samples_of_a_sonnet_are_printed_as_they_are_drawn(place, monkeypatch, c
             "gone.txt: No such file or directory: give",
         ),
         (
+            ["classifier", "--checkpoint", "runs/sst-x-1", "--text", "x"],
+            "runs/sst-x-1: a folder, expected a file: give its best.safetensors",
+        ),
+        (
             ["classifier", "--checkpoint", "runs/sonnet-x-1/best.safetensors", "--text", "x"],
             "a che",
         ),
+        (["classifier", "--text", "a", "--text", " "], "--text ' ': empty: give a text, or - for"),
+        (["classifier", "--text", "a\udcff"], r"--text a\udcff: not UTF-8"),
+        (["paraphrase_detection", "--pair", "a", ""], "--pair '': empty: give a text"),
+        (["paraphrase_detection", "--pair", "-", "b"], "--pair -: found -, expected a text"),
     ],
 )
 def test_what_cannot_be_tried_is_said_in_a_line(words, said, place, monkeypatch, capsys):
