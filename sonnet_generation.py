@@ -5,7 +5,7 @@ loss = −Σ log p(x_i | x_<i) over the tokens of a sonnet and one end token; pa
 python sonnet_generation.py --use_gpu
 """
 
-from engine.errors import command
+from engine.errors import InputError, command
 
 # isort: split
 
@@ -94,6 +94,8 @@ class Sonnets(Task):
         check_sampling(settings)
         check_range(settings, "patience", 0)
         check_range(settings, "n", 1)
+        if settings.n > 1 and not settings.prompt:
+            raise InputError(f"--n {settings.n}: of which prompt? give --prompt FILE too")
         return settings
 
     def paths(self, settings):

@@ -159,7 +159,9 @@ def take_over(settings: Settings, trained_with) -> Settings:
     --max_length may be given anew.
     """
     names = [n for n in ("model_size", "fine_tune_mode") if hasattr(trained_with, n)]
-    max_length = settings.max_length or getattr(trained_with, "max_length", None)
+    max_length = settings.max_length
+    if max_length is None:
+        max_length = getattr(trained_with, "max_length", None)
     return settings.replace(max_length=max_length, **{n: getattr(trained_with, n) for n in names})
 
 
@@ -209,6 +211,8 @@ def check_fit_flags(args) -> None:
     """Refuse what makes no sense, before anything is loaded."""
     for name in ("epochs", "accumulate", "batch_size", "limit"):
         check_range(args, name, 1)
+    if hasattr(args, "max_length"):
+        check_range(args, "max_length", 1)
     for name in ("lr", "weight_decay", "clip", "save_minutes"):
         check_range(args, name, 0)
     check_range(args, "warmup", 0, 1)

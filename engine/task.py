@@ -33,7 +33,7 @@ from engine.run_report import Report, reporting
 from engine.settings import Settings
 from engine.sharding import whole_weights
 from engine.training import fit
-from engine.trying import checkpoint_to_try
+from engine.trying import check_untrained, checkpoint_to_try
 
 PREDICTED = ("dev", "test")  # splits with a file of predictions
 
@@ -77,6 +77,8 @@ class Task:
         self.add_arguments(parser)
         settings = self.resolve(in_data_dir(Settings.parse(parser, argv)))
         check_fit_flags(settings)
+        for flag in ("checkpoint", self.trial):
+            check_untrained(settings, flag)
         return with_limited_outputs(settings)
 
     def paths(self, settings: Settings) -> dict[str, str]:

@@ -28,6 +28,14 @@ def add_trial_arguments(parser, flag: str, **options) -> None:
     group.add_argument(flag, action="append", **options)
 
 
+def check_untrained(args, flag: str) -> None:
+    """Refuse what says how to train beside a flag that trains nothing."""
+    if getattr(args, flag, None):
+        for name in ("extension", "resume"):
+            if getattr(args, name):
+                raise InputError(f"--{name} with --{flag}: nothing is trained: leave one out")
+
+
 def checkpoint_to_try(tasks: Iterable, settings) -> tuple:
     """(task, best file): --checkpoint and its task, or the newest run of these tasks."""
     by_name = {task.name: task for task in tasks}

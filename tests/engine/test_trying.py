@@ -136,6 +136,16 @@ def test_samples_of_a_sonnet_are_printed_as_they_are_drawn(place, monkeypatch, c
         (["classifier", "--text", "a\udcff"], r"--text a\udcff: not UTF-8"),
         (["paraphrase_detection", "--pair", "a", ""], "--pair '': empty: give a text"),
         (["paraphrase_detection", "--pair", "-", "b"], "--pair -: found -, expected a text"),
+        (["sonnet_generation", "--n", "3"], "--n 3: of which prompt? give --prompt FILE too"),
+        (["classifier", "--text", "a", "--max_length", "0"], "--max_length 0: expected at least 1"),
+        (
+            ["classifier", "--text", "a", "--extension", "lora"],
+            "--extension with --text: nothing is trained: leave one out",
+        ),
+        (
+            ["paraphrase_detection", "--checkpoint", "b.safetensors", "--resume"],
+            "--resume with --checkpoint: nothing is trained: leave one out",
+        ),
     ],
 )
 def test_what_cannot_be_tried_is_said_in_a_line(words, said, place, monkeypatch, capsys):
