@@ -1,6 +1,7 @@
 """How programs end: errors for people in one line, Ctrl-C, flags, packages that are missing."""
 
 import argparse
+import contextlib
 import difflib
 import functools
 import importlib
@@ -9,12 +10,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from engine.help import HelpFormatter, examples, summary
 from engine.signals import Stopped, interrupt, stop_signals, watch_interrupts
 
 NOT_BEGUN = "interrupted: nothing was begun"
+UNTRAINED = "nothing was being trained"
 WHOLE = "what was saved is whole; a run goes on by --resume"
 EXCERPT = 300  # characters that a message shows of a file's content, or of a library's message
 LONGEST = 1500  # characters of a whole message
@@ -165,8 +167,19 @@ def leave(message: str, code: int):
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def nothing_trained() -> Iterator[None]:
+    """Where a Ctrl-C or a signal ends the block, the program's last line says that of it."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as end:
+        end.add_note(UNTRAINED)
+        raise
+
+
 def leave_stopped(end: KeyboardInterrupt | Stopped, message: str):
-    """Exit after a Ctrl-C or a signal with a line that says which, and then the message."""
+    """Exit after a Ctrl-C or a signal with a line that says which, then its note or the message."""
+    message = "; ".join(getattr(end, "__notes__", [])) or message
     number = getattr(end, "number", signal.SIGINT)
     name = signal.Signals(number).name
     how = "interrupted" if number == signal.SIGINT else f"stopped by {name}"

@@ -3,6 +3,7 @@
 A task script says in a subclass of `Task` what is special about its task, and ends in `run_tasks`.
 """
 
+import contextlib
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from torch import nn
 
 from engine.batches import forward_tokens
 from engine.checkpoint import RunFolder, load_model
-from engine.errors import Parser, notice
+from engine.errors import Parser, nothing_trained, notice
 from engine.extension import equip, load_extensions
 from engine.files import check_writable
 from engine.flags import (
@@ -242,8 +243,10 @@ def run_tasks(tasks: Iterable[Task], settings: Settings) -> None:
     tasks = list(tasks)
     with joined_worker(settings.use_gpu) as worker:
         if getattr(settings, tasks[0].trial, None):
-            try_out(tasks, settings, worker)
+            with nothing_trained():
+                try_out(tasks, settings, worker)
             return
         with reporting(settings, worker) as report:
             for task in tasks:
-                run(task, settings, worker, report)
+                with nothing_trained() if settings.checkpoint else contextlib.nullcontext():
+                    run(task, settings, worker, report)

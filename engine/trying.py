@@ -14,6 +14,7 @@ from engine.batches import collate, forward_tokens, to_device
 from engine.completion import complete
 from engine.errors import InputError, printable
 from engine.own_texts import given_prompt
+from engine.signals import Stopped
 from engine.sonnets import prompt_text
 from engine.trees import load_tree
 
@@ -63,7 +64,11 @@ def continue_sonnet(model, path: str, settings) -> None:
         aloud = Aloud(model.tokenizer)
         stop = None if settings.json else aloud
         drawn = settings.replace(seed=seed)
-        [sonnet] = complete(model, [prompt], drawn, where=where, stop=stop)
+        try:
+            [sonnet] = complete(model, [prompt], drawn, where=where, stop=stop)
+        except (KeyboardInterrupt, Stopped):
+            say("" if settings.json else "\n")  # what is said of the end begins a line
+            raise
         if settings.json:
             say_answer({"prompt": prompt_text(prompt), "text": sonnet.text, "seed": seed}, True)
         else:

@@ -103,6 +103,20 @@ def test_what_the_standard_input_lacks_is_said(words, given, said, place, monkey
     assert stop.value.code == 2 and error.startswith("error: ") and said in error
 
 
+def test_a_sonnet_that_is_interrupted_ends_its_line(place, monkeypatch, capsys):
+    write("mine.txt", PROMPT)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.trying.complete", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        call_main(monkeypatch, "sonnet_generation", "--prompt", "mine.txt")
+    said = capsys.readouterr()
+    assert stop.value.code == 130 and said.out == "\n"
+    assert said.err.splitlines()[-1] == "interrupted: nothing was being trained"
+
+
 def test_samples_of_a_sonnet_are_printed_as_they_are_drawn(place, monkeypatch, capsys):
     write("mine.txt", PROMPT)
     words = ["--prompt", "mine.txt", "--n", "2", "--max_new_tokens", "6"]
