@@ -13,9 +13,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from engine.errors import InputError, notice
+from engine.errors import InputError, is_number, notice, quoted
 
-NEEDED = {"study", "contestant", "seeds", "figures"}
+NEEDED = {"study": str, "contestant": str, "seeds": list, "figures": dict}  # beside settings
 
 
 class Records:
@@ -63,10 +63,26 @@ def _cut_torn_line(file, path: Path) -> None:
 def _parsed(path: Path, number: int, line: bytes) -> dict:
     try:
         record = json.loads(line)
-        if isinstance(record, dict) and record.keys() >= NEEDED:
-            return record
-    except ValueError:
-        pass
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        found = quoted(line.decode("utf-8", "backslashreplace"))
+    elif wrong := _wrong(record):
+        found = f"{wrong} {quoted(record[wrong])}" if wrong in record else f"no {wrong}"
+    else:
+        return record
     raise InputError(
-        f"{path}, line {number}: expected a run as JSON: remove the line, and the run is due again"
+        f"{path}, line {number}: {found}: expected a run as JSON: remove the line, and the run is "
+        f"due again"
     )
+
+
+def _wrong(record: dict) -> str | None:
+    """The first field that is not as a run's."""
+    kinds = NEEDED | {"settings": dict}
+    for name, kind in kinds.items():
+        if not isinstance({"settings": {}, **record}.get(name), kind):
+            return name
+    if not all(type(seed) is int for seed in record["seeds"]):
+        return "seeds"
+    return None if all(map(is_number, record["figures"].values())) else "figures"

@@ -31,13 +31,25 @@ def test_a_torn_last_line_is_left_out_and_goes_with_the_next_run(torn, tmp_path,
     assert "was not written to the end" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[]", '{"study": "a"}'])
+LINES = {
+    "no JSON": "'no JSON'",
+    "[]": r"'\[\]'",
+    '{"study": "a"}': "no contestant",
+    json.dumps(RECORD | {"seeds": 5}): "seeds 5",
+    json.dumps(RECORD | {"seeds": ["5"]}): r"seeds \['5'\]",
+    json.dumps(RECORD | {"figures": []}): r"figures \[\]",
+    json.dumps(RECORD | {"figures": {"dev_acc": "x"}}): "figures {'dev_acc': 'x'}",
+    json.dumps(RECORD | {"settings": []}): r"settings \[\]",
+}
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_another_wrong_line_is_named(line, tmp_path):
     records = Records(tmp_path)
     records.append("s", RECORD)
     with open(records.path("s"), "a", encoding="utf-8") as file:
         file.write(f"{line}\n")
-    with pytest.raises(InputError, match=r"s\.jsonl, line 2: expected a run"):
+    with pytest.raises(InputError, match=rf"s\.jsonl, line 2: {LINES[line]}: expected a run"):
         records.read("s")
 
 
