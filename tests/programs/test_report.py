@@ -12,6 +12,7 @@ import torch
 from course_files import call_main, work_in, write, write_course, write_model
 from sklearn.metrics import confusion_matrix
 
+from engine.errors import InputError
 from engine.fast.gpt2 import accelerate
 from models.gpt2 import GPT2Model
 from programs.report import report, statistics
@@ -20,6 +21,8 @@ from programs.report.charts import curves
 from programs.report.comparison import compared
 from programs.report.runs import read_runs
 
+EPOCH = '{"epoch": 0, "train_loss": 1.0, "dev_acc": 0.5}\n'
+HISTORY = {"config.json": '{"task": "sst"}', "metrics.jsonl": EPOCH}
 HOSTILE = '<script>alert("x")</script> ]]> & </svg>'
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -223,16 +226,38 @@ def test_a_pre_training_run_shows_its_curves(monkeypatch, tmp_path):
         ({"config.json": '{"task": "chess"}'}, "task 'chess': expected one of sst"),
         ({"config.json": '{"task": "sst"}'}, "no epoch of this run is finished yet"),
         ({"config.json": '{"task": "sst"}', "metrics.jsonl": "{}\n"}, "metrics.jsonl, line 1"),
-        ({"config.json": '{"task": "sst"}', "metrics.jsonl": '{"epoch": 0}\n'}, "no dev_acc"),
+        (HISTORY | {"metrics.jsonl": '{"epoch": 0}\n'}, "no dev_acc"),
+        (HISTORY | {"metrics.jsonl": b'{"epoch": 0}\n\xff\n'}, "metrics.jsonl, line 1: no dev_acc"),
+        (HISTORY | {"metrics.jsonl": b"\xff\n"}, "metrics.jsonl, line 1: '"),
+        (HISTORY | {"metrics.jsonl": EPOCH.replace("0.5", "NaN")}, "line 1: dev_acc nan: expected"),
+        (HISTORY | {"metrics.jsonl": EPOCH.replace("0.5", '"x"')}, "line 1: dev_acc 'x': expected"),
+        (HISTORY | {"metrics.jsonl": EPOCH.replace("1.0", "[]")}, "line 1: train_loss []: "),
+        (HISTORY | {"resources.json": '{"peak_mb": 3'}, "resources.json: '{"),
+        (HISTORY | {"resources.json": "[1]"}, "resources.json: '[1]': expected what training took"),
+        (HISTORY | {"resources.json": '{"peak_mb": "3"}'}, "resources.json: peak_mb '3': expected"),
+        ({"config.json": b"\xff"}, "config.json: "),
     ],
 )
 def test_what_is_no_run_is_refused(made, said, tmp_path, monkeypatch, refused):
     (tmp_path / "run").mkdir()
-    for name, text in made.items():
-        write(tmp_path / "run" / name, text)
+    for name, data in made.items():
+        (tmp_path / "run" / name).write_bytes(data if isinstance(data, bytes) else data.encode())
     with refused(said):
         page_of(monkeypatch, tmp_path, "run")
     assert not Path("page.html").exists()
+
+
+def test_a_run_without_a_finished_epoch_is_left_out_of_a_comparison(
+    runs, monkeypatch, tmp_path, capsys, refused
+):
+    found = [*(runs / "runs/full").iterdir()]
+    shutil.copytree(found[0], tmp_path / "young")
+    (tmp_path / "young/metrics.jsonl").unlink()
+    monkeypatch.chdir(runs)
+    assert [run.path for run in read_runs([found[0], tmp_path / "young", found[1]])] == found
+    assert "left out: " in (said := capsys.readouterr().err) and "young/metrics.jsonl: no" in said
+    with pytest.raises(InputError, match="no epoch of this run is finished yet"):
+        read_runs([tmp_path / "young"])
 
 
 def test_a_run_given_twice_is_refused(runs, monkeypatch, refused):
