@@ -146,6 +146,12 @@ def write_record(made_by, path, args, figures: dict[str, float]) -> None:
         file.write("\n")
 
 
+def is_from(folder, path) -> bool:
+    """Whether a prediction file is, as it stands there, the last that a run's folder records."""
+    facts = _read_json(Path(folder) / RECORDS).get(str(path), {})
+    return Path(path).is_file() and facts.get("sha256") == _digest(path)
+
+
 def origin(path, runs_dir) -> str:
     """Which run below a folder wrote a prediction file as it is now, in words."""
     digest, made = _digest(path), None

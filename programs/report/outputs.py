@@ -12,7 +12,8 @@ from engine.flags import length_limit
 from engine.hub import load_tokenizer
 from engine.parallel import Worker
 from engine.predicting import outputs
-from engine.records import PairRecord
+from engine.prediction_files import is_from
+from engine.records import PairRecord, Record, read_sonnets
 from engine.sonnets import dev_gold
 from programs.report.runs import Run
 from programs.tasks import TASKS
@@ -98,11 +99,22 @@ def token_ids_of(loaded: Loaded, sentence: str) -> list[int]:
     return token_ids
 
 
-def poems(loaded: Loaded) -> list[tuple[str, str, str | None]]:
-    """(number, continued dev prompt, gold) of the first few, drawn with the run's seed."""
-    settings = loaded.settings
-    prompts = read_prompts(settings, loaded.model)["dev"][:POEMS]
-    gold = dev_gold(settings)[:POEMS] or [None] * len(prompts)
-    written = complete(loaded.model, prompts, settings)
-    rows = zip(written, gold, strict=True)
+def poems(run: Run, loaded: Loaded) -> list[tuple[str, str, str | None]]:
+    """(number, continued dev prompt, gold) of the first few, as the run wrote them."""
+    prompts = read_prompts(loaded.settings, loaded.model)["dev"]
+    gold = dev_gold(loaded.settings) or [None] * len(prompts)
+    rows = list(zip(written(run, loaded, prompts), gold, strict=True))[:POEMS]
     return [(new.sent_id, new.text, true.text if true else None) for new, true in rows]
+
+
+def written(run: Run, loaded: Loaded, prompts: list[Record]) -> list[Record]:
+    """The file that the run wrote, if it still stands there; else all are drawn anew.
+
+    All, as a sonnet depends on those that are drawn beside it.
+    """
+    path = loaded.task.outputs(loaded.settings)["dev"]
+    if is_from(run.path, path):
+        sonnets = read_sonnets(path)
+        if [s.sent_id for s in sonnets] == [prompt.sent_id for prompt in prompts]:
+            return sonnets
+    return complete(loaded.model, prompts, loaded.settings)

@@ -99,7 +99,7 @@ def section(run: Run, sentence: str | None, *, whole: bool) -> Section:
         marked = has_dictionary()
         shown["poems"] = [
             (number, mark(text, marked), mark(gold, marked) if gold else None)
-            for number, text, gold in poems(loaded)
+            for number, text, gold in poems(run, loaded)
         ]
     if whole:
         text = sentence or example(shown)

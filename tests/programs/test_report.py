@@ -14,11 +14,13 @@ from sklearn.metrics import confusion_matrix
 
 from engine.errors import InputError
 from engine.fast.gpt2 import accelerate
+from engine.records import read_sonnets
 from models.gpt2 import GPT2Model
 from programs.report import report, statistics
 from programs.report.attention import attention_weights, picture
 from programs.report.charts import curves
 from programs.report.comparison import compared
+from programs.report.outputs import POEMS, load, poems
 from programs.report.runs import read_runs
 
 EPOCH = '{"epoch": 0, "train_loss": 1.0, "dev_acc": 0.5}\n'
@@ -182,6 +184,20 @@ def test_one_run_is_shown_whole(name, runs, monkeypatch, capsys):
     assert ("What it writes" if name == "sonnets" else "Surest mistakes") in page
     assert "a test" in page and "python " in page  # commit and command
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_sonnets_are_those_that_the_run_wrote(there, runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    path = Path("predictions/generated_sonnets_dev.txt")
+    text = path.read_text(encoding="utf-8")
+    of_file = [(sonnet.sent_id, sonnet.text) for sonnet in read_sonnets(path)]
+    [run] = read_runs((runs / "runs/sonnets").iterdir())
+    if not there:  # another run's
+        write(path, text.replace("\n\n", "\nanother\n\n"))
+    shown = [(number, own) for number, own, _ in poems(run, load(run))]
+    write(path, text)
+    assert shown == of_file[:POEMS] and len(of_file) > POEMS
 
 
 def test_text_from_data_is_escaped_wherever_it_stands(runs, monkeypatch):
