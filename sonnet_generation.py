@@ -136,7 +136,8 @@ class Sonnets(Task):
 
     def test(self, settings, model, loaders, worker, made_by):
         """Complete the prompts; score dev where its full sonnets are there."""
-        prompts, figures, shown = read_prompts(settings, model), {}, []
+        prompts, shown = read_prompts(settings, model), []
+        figures, rows = {}, {}
         for split, path in self.outputs(settings).items():
             sonnets = complete(model, prompts[split], settings)
             if not worker.is_main:
@@ -155,6 +156,7 @@ class Sonnets(Task):
             for sonnet in shown:
                 worker.say(f"\nsonnet {sonnet.sent_id}, its first three lines are given:\n")
                 worker.say(f"{sonnet.text}\n")
+        return {"figures": figures, "sonnets": rows}
 
     def try_out(self, settings, model, tokenizer, limit, device):
         for path in settings.prompt:

@@ -88,11 +88,13 @@ class ClassificationTask(Task):
         return found | {"dev_acc": found["dev_acc"] | {"interval": interval, "rows": len(dev)}}
 
     def test(self, settings, model, loaders, worker, made_by):
-        """Write the predictions for dev and test."""
+        """Write the predictions for dev and test; the figures are those of dev."""
+        figures = {}
         for split, path in self.outputs(settings).items():
             predictions = predict(model, loaders[split], worker.device)
             if split == "dev":
                 scores = accuracy_and_f1(predictions)
+                figures = {f"dev_{name}": score for name, score in scores.items()}
                 listed = ", ".join(f"dev {name} :: {scores[name]:.3f}" for name in scores)
                 worker.say(f"{self.name}: {listed}")
             if worker.is_main:
@@ -100,3 +102,4 @@ class ClassificationTask(Task):
                 write_predictions(path, self.column, predictions.sent_ids, values)
                 write_record(made_by, path, settings, {"acc": scores["acc"]})
             worker.say(f"{self.name}: {split} predictions are in {path}")
+        return {"figures": figures}

@@ -27,8 +27,8 @@ class Report:
     def start(self, facts: dict) -> None:
         self._say("start", facts, opening(facts))
 
-    def epoch(self, record: dict) -> None:
-        self._say("epoch", record, epoch_line(record))
+    def epoch(self, record: dict, task: str) -> None:
+        self._say("epoch", {"task": task} | record, epoch_line(record))
 
     def end(self, facts: dict) -> None:
         self._say("end", facts, closing(facts))
@@ -47,7 +47,7 @@ class Report:
 
     def _say(self, event: str, facts: dict, text: str) -> None:
         if self.json and self.main:
-            whole = {"event": event} | {key: _finite(value) for key, value in facts.items()}
+            whole = {"event": event} | _finite(facts)
             self._write(json.dumps(whole, ensure_ascii=False, default=str), self.stream)
         elif not self.json:
             self.text(text)
@@ -71,6 +71,8 @@ def reporting(settings: Settings, worker: Worker) -> Iterator[Report]:
 
 def _finite(value):
     """JSON has no infinity and no NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -159,8 +159,12 @@ class Task:
         """What dev figures are to be compared with: "interval", "rows", "majority" of each."""
         return {}
 
-    def test(self, settings: Settings, model, loaders: dict, worker: Worker, made_by) -> None:
-        """Write the predictions; made_by: the run's folder or the checkpoint."""
+    def test(self, settings: Settings, model, loaders: dict, worker: Worker, made_by) -> dict:
+        """Write the predictions; made_by: the run's folder or the checkpoint.
+
+        What it gives is what came of that, for the report of the end: "figures", and whatever else
+        it prints as a result.
+        """
         raise NotImplementedError
 
     def try_out(self, settings: Settings, model, tokenizer, limit: int, device) -> None:
@@ -178,7 +182,9 @@ def train(
     report: Report | None = None,
 ):
     """Fine-tune; afterwards the model holds its best epoch."""
-    said = {"log": report.log, "on_epoch": report.epoch} if report else {}
+    said = {}
+    if report:
+        said = {"log": report.log, "on_epoch": lambda record: report.epoch(record, task.name)}
     part, loaders, forward = task.trained_part(settings, model, loaders, worker)
     return fit(
         part,
@@ -221,11 +227,11 @@ def run(task: Task, settings: Settings, worker: Worker, report: Report) -> None:
         progress = train(task, settings, model, loaders, folder, worker, report)
         made_by = folder.path
     with whole_weights(model):
-        task.test(settings, model, loaders, worker, made_by)
+        tested = task.test(settings, model, loaders, worker, made_by)
     if settings.checkpoint:
-        report.end(prediction_facts(task, settings))
+        report.end(prediction_facts(task, settings) | tested)
     else:
-        report.end(end_facts(task, settings, progress, loaders, folder))
+        report.end(tested | end_facts(task, settings, progress, loaders, folder))
 
 
 def try_out(tasks: list[Task], settings: Settings, worker: Worker) -> None:

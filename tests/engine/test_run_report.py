@@ -67,6 +67,7 @@ def test_a_machine_reads_one_object_a_line_and_nothing_else(
     assert end["figures"] == {k: v for k, v in best.items() if k.startswith("dev_")}
     assert start["folder"] == end["folder"] and (place / end["checkpoint"]).is_file()
     assert all((place / path).is_file() for path in end["predictions"].values())
+    assert {e["task"] for e in (start, *epochs, end)} == {start["task"]}
     call_main(monkeypatch, program, *words, "--json", "--resume")
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["event"] for e in again] == ["start", "end"]
@@ -90,11 +91,33 @@ def test_predicting_alone_names_what_comes_next(place, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("next: python prepare_submit.py")
 
 
+@pytest.mark.parametrize("program, words", [("classifier", SST), ("sonnet_generation", SONNET)])
+def test_what_quiet_prints_of_a_checkpoint_is_in_the_json(
+    program, words, place, monkeypatch, capsys
+):
+    """Each name and each number."""
+    call_main(monkeypatch, program, *words, "--json")
+    [*_, trained] = map(json.loads, capsys.readouterr().out.splitlines())
+    predict = [*words, "--checkpoint", trained["checkpoint"]]
+    call_main(monkeypatch, program, *predict, "--quiet")
+    printed = capsys.readouterr().out
+    call_main(monkeypatch, program, *predict, "--json")
+    [end] = map(json.loads, capsys.readouterr().out.splitlines())
+    results = [{name.removeprefix("dev_"): value for name, value in end["figures"].items()}]
+    if program == "sonnet_generation":
+        results = end["sonnets"].values()
+        assert end["sonnets"] == trained["sonnets"] and "random lines" in end["sonnets"]
+        assert end["figures"] == {"chrF": end["sonnets"]["generated"]["chrf"]}
+    for row in results:
+        assert row and all(name in printed for name in row)
+        assert all(f"{value:.3f}" in printed for value in row.values())
+
+
 def test_another_worker_says_nothing(capsys):
     for how in ({"json": True, "quiet": False}, {"json": False, "quiet": False}):
         stream = io.StringIO()
         report = Report(Settings(how), Worker(torch.device("cpu"), rank=1, world_size=2), stream)
-        report.epoch({"epoch": 0, "train_loss": 1.0})
+        report.epoch({"epoch": 0, "train_loss": 1.0}, "sst")
         report.log("a line")
         said = capsys.readouterr()
         assert (said.out, said.err, stream.getvalue()) == ("", "", "")
@@ -103,8 +126,12 @@ def test_another_worker_says_nothing(capsys):
 def test_what_is_not_finite_is_null_for_a_machine():
     stream = io.StringIO()
     settings = Settings({"json": True, "quiet": False})
-    Report(settings, Worker(torch.device("cpu")), stream).epoch({"epoch": 0, "x": math.inf})
-    assert json.loads(stream.getvalue()) == {"event": "epoch", "epoch": 0, "x": None}
+    report = Report(settings, Worker(torch.device("cpu")), stream)
+    report.epoch({"epoch": 0, "x": math.inf}, "sst")
+    report.end({"figures": {"x": math.nan, "y": 1}, "next": "predict"})
+    epoch, end = map(json.loads, stream.getvalue().splitlines())
+    assert epoch == {"event": "epoch", "task": "sst", "epoch": 0, "x": None}
+    assert end["figures"] == {"x": None, "y": 1}
 
 
 def test_the_interval_is_wilson_s_and_the_baseline_that_of_the_most_frequent_training_class():
