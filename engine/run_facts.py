@@ -1,9 +1,12 @@
 """The facts that a run of a task reports at its start and at its end."""
 
+import shlex
+
 import torch
 
 from engine.checkpoint import RunFolder
 from engine.devices import hardware
+from engine.files import ROOT
 from engine.machine_flags import precision_name
 from engine.parallel import Worker
 from engine.predicting import Predictions, accuracy_and_f1
@@ -53,9 +56,17 @@ def end_facts(task, settings: Settings, progress, loaders: dict, folder: RunFold
         "folder": str(folder.path),
         "checkpoint": str(folder.best),
         "predictions": task.outputs(settings),
+        "report": report_command(folder),
         "predict": command_line([*task.command, *checkpoint], settings),
         "next": command_line([*task.command, *checkpoint], settings, *trial_words(task)),
     }
+
+
+def report_command(folder: RunFolder) -> str | None:
+    """What shows a run on a page, where the programs beside the core are there."""
+    program = ROOT / "programs" / "report" / "__main__.py"
+    words = ["python", "-m", "programs.report", str(folder.path)]
+    return shlex.join(words) if program.is_file() else None
 
 
 def prediction_facts(task, settings: Settings) -> dict:

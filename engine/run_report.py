@@ -114,7 +114,7 @@ def closing(facts: dict) -> str:
     }
     lines["time"] = f"{facts['seconds']:.1f} s of training in {epochs(facts)}"
     lines["look"] = f"{facts['folder']}/curves.png"
-    lines["predict"] = facts["predict"]
+    lines |= {name: facts[name] for name in ("report", "predict") if facts[name]}
     head = f"{facts['task']}: best epoch {facts['best_epoch']}, counted from 0"
     return f"{head}\n{aligned(lines)}\nnext: {facts['next']}"
 

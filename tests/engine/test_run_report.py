@@ -45,7 +45,9 @@ def test_a_person_reads_aligned_facts_figures_beside_the_baseline_and_the_next_c
     assert facts["rows"] == "20 train, 10 dev, 6 test"
     assert facts["training"] == "2 epochs of 3 steps"
     assert "Epoch 1: " in rest and "sst: dev acc :: " in rest
-    *_, acc, _, _, _, predict, after = rest.splitlines()
+    *_, acc, _, _, _, shown, predict, after = rest.splitlines()
+    [folder] = place.glob("runs/sst-*")
+    assert shown.split(maxsplit=1) == ["report", f"python -m programs.report runs/{folder.name}"]
     assert acc.startswith("  dev acc ") and "95 % interval" in acc and "10 rows" in acc
     assert "majority-class baseline 0." in acc
     assert after.startswith("next: python classifier.py --dataset sst --checkpoint runs/sst-")
@@ -72,6 +74,12 @@ def test_a_machine_reads_one_object_a_line_and_nothing_else(
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [e["event"] for e in again] == ["start", "end"]
     assert again[-1] == end
+
+
+def test_without_the_programs_none_is_offered(place, monkeypatch, capsys):
+    monkeypatch.setattr("engine.run_facts.ROOT", place)
+    call_main(monkeypatch, "classifier", *SST)
+    assert "programs.report" not in capsys.readouterr().out
 
 
 def test_quiet_leaves_the_results(place, monkeypatch, capsys):
