@@ -122,6 +122,14 @@ def equip(model, extensions: Iterable[Extension]) -> None:
     apply_extensions(model, extensions)
 
 
+def remedy_for_frozen(model, otherwise: str) -> str:
+    """What to do about frozen weights: train them, if the run's mode alone froze them."""
+    parts = (model.gpt.gpt_layers, model.gpt.final_layer_norm)
+    trained = any(p.requires_grad for part in parts for p in part.parameters())
+    by_extension = any(e.freezes_backbone for e in getattr(model, "extensions", []))
+    return otherwise if trained or by_extension else "give --fine-tune-mode full-model"
+
+
 def replace_attention(model, attend, *, technique: str, takes_prefix: bool) -> None:
     """Put a function with the signature of `causal_attention` in the place of dense attention.
 

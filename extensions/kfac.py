@@ -68,7 +68,7 @@ class KfacExtension(Extension):
             for name, module in model.named_modules()
             if type(module) is nn.Linear and module.weight.requires_grad
         }
-        check_covered(linears, "kfac")
+        check_covered(model, linears, "kfac")
         self.optimizer = Kfac(model, linears, self, lr=lr, weight_decay=weight_decay)
         return self.optimizer
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from engine.errors import InputError
+from engine.extension import remedy_for_frozen
 from engine.fast.adamw import FusedAdamW
 
 
@@ -76,10 +77,11 @@ def matrices(model, max_dim: float = math.inf) -> dict[str, nn.Parameter]:
     }
 
 
-def check_covered(names, rule: str, limit: str = "") -> None:
+def check_covered(model, names, rule: str, limit: str = "") -> None:
     """Refuse a rule that covers nothing of GPT-2's layers; limit: what it asks of a matrix."""
     if not any("gpt_layers" in name for name in names):
-        raise InputError(f"{rule}: no matrix of GPT-2's layers is trained{limit}: leave it out")
+        remedy = remedy_for_frozen(model, "leave it out")
+        raise InputError(f"{rule}: no matrix of GPT-2's layers is trained{limit}: {remedy}")
 
 
 def groups(model, covered: dict, rule: str) -> list[dict]:

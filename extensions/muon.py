@@ -51,7 +51,7 @@ class MuonExtension(Extension):
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         covered = {name: p for name, p in matrices(model).items() if "gpt_layers" in name}
-        check_covered(covered, "muon")
+        check_covered(model, covered, "muon")
         return Muon(groups(model, covered, "muon"), self, lr=lr, weight_decay=weight_decay)
 
 

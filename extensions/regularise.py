@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from engine.batches import IGNORED_LABEL
 from engine.errors import InputError
-from engine.extension import Extension
+from engine.extension import Extension, remedy_for_frozen
 
 UNCHANGED = -1.0
 
@@ -72,9 +72,10 @@ class Regularise(Extension):
         changed = any("forward" in vars(linear) for linear in found)
         own = all(isinstance(linear.forward, MixoutForward) for linear in found)
         if not all(linear.weight.requires_grad for linear in found) or (changed and not own):
+            remedy = remedy_for_frozen(model, "leave it or the other technique out")
             raise InputError(
-                "regularise: mixout: it mixes trained matrices with those from the start, and "
-                "found frozen or changed ones: leave it or the other technique out"
+                f"regularise: mixout: it mixes trained matrices with those from the start, and "
+                f"found frozen or changed ones: {remedy}"
             )
         return found
 

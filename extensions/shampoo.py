@@ -62,7 +62,9 @@ class ShampooExtension(Extension):
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         covered = matrices(model, self.max_dim)
-        check_covered(covered, "shampoo", f" that has a side of at most max_dim={self.max_dim}")
+        check_covered(
+            model, covered, "shampoo", f" that has a side of at most max_dim={self.max_dim}"
+        )
         params = groups(model, covered, "shampoo")
         return Shampoo(params, self, lr=lr, weight_decay=weight_decay)
 

@@ -51,7 +51,7 @@ class SoapExtension(Extension):
 
     def make_optimizer(self, model, lr: float, weight_decay: float):
         covered = matrices(model, self.max_dim)
-        check_covered(covered, "soap", f" that has a side of at most max_dim={self.max_dim}")
+        check_covered(model, covered, "soap", f" that has a side of at most max_dim={self.max_dim}")
         params = groups(model, covered, "soap")
         return Soap(params, self, lr=lr, weight_decay=weight_decay)
 

@@ -111,8 +111,12 @@ def test_no_checkpoint_has_the_start():
 
 def test_mixout_refuses_frozen_matrices():
     model = model_with_head(layers=2)
-    with pytest.raises(InputError, match="frozen or changed"):
+    with pytest.raises(InputError, match="frozen or changed ones: leave it or the other"):
         apply_extensions(model, [LoRA(rank=2), Regularise(mixout=0.1)])
+    model = model_with_head(layers=2)
+    model.gpt.requires_grad_(False)  # as classifier.py does by default
+    with pytest.raises(InputError, match="frozen or changed ones: give --fine-tune-mode full"):
+        apply_extensions(model, [Regularise(mixout=0.1)])
 
 
 @pytest.mark.parametrize("wrong", [{"smoothing": 1.5}, {"mixout": -0.1}, {"l2_sp": -1.0}])
