@@ -153,6 +153,13 @@ def load_extensions(flags: Iterable[str]) -> list[Extension]:
     return [_load_extension(flag) for flag in flags]
 
 
+def check_given_once(flags: list[str]) -> None:
+    """Refuse a technique that a command line names twice."""
+    names = [flag.partition(":")[0] for flag in flags]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"--extension: {twice[0]} is given twice: give it once, with all options")
+
+
 def _load_extension(flag: str) -> Extension:
     name, _, options = flag.partition(":")
     files = extension_files()

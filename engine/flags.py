@@ -6,6 +6,7 @@ from pathlib import Path
 
 from engine.batches import TokenDataset, make_loader
 from engine.errors import InputError
+from engine.extension import check_given_once
 from engine.machine_flags import check_precision
 from engine.options import FitOptions
 from engine.parallel import Worker
@@ -217,6 +218,7 @@ def check_fit_flags(args) -> None:
         check_range(args, name, 0)
     check_range(args, "warmup", 0, 1)
     check_range(args, "seed", 0, 2**32 - 1)
+    check_given_once(args.extension)
     check_precision(args)
 
 

@@ -1,19 +1,20 @@
 """The optimizer of a run; matrices and embeddings decay in all of them, vectors in none."""
 
 from engine.errors import InputError
-from engine.extension import Extension
+from engine.extension import Extension, technique_of
 from engine.forms import AdamW
 from engine.options import FitOptions
 
 
 def make_optimizer(model, options: FitOptions, extensions: list[Extension]):
     """The optimizer that an extension brings, else AdamW over all trainable parameters."""
-    brought = [e.make_optimizer(model, options.lr, options.weight_decay) for e in extensions]
-    brought = [optimizer for optimizer in brought if optimizer is not None]
+    made = [(e, e.make_optimizer(model, options.lr, options.weight_decay)) for e in extensions]
+    brought = [(technique_of(e), optimizer) for e, optimizer in made if optimizer is not None]
     if len(brought) > 1:
-        raise InputError(f"{len(brought)} extensions bring an optimizer: choose one of them")
+        names = " and ".join(name for name, _ in brought)
+        raise InputError(f"--extension: {names} bring an optimizer each: choose one of them")
     trainable = [p for p in model.parameters() if p.requires_grad]
-    [optimizer] = brought or [
+    [optimizer] = [optimizer for _, optimizer in brought] or [
         AdamW(trainable, lr=options.lr, betas=options.betas, weight_decay=options.weight_decay)
     ]
     spare_vectors(optimizer)

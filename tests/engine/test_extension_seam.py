@@ -206,6 +206,13 @@ def test_a_mistake_in_the_flag_is_answered_with_what_there_is(probe, tmp_path, f
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_technique_that_is_given_twice_is_refused(task, probe, place, monkeypatch, refused):
+    twice = ["--extension", "probe:size=2", "--extension", "probe:size=3"]
+    with refused("--extension: probe is given twice: give it once, with all options"):
+        run_task(monkeypatch, task, *twice)
+
+
 def test_a_program_is_no_technique(monkeypatch, tmp_path):
     write(tmp_path / "programs" / "tool" / "__main__.py", "")
     monkeypatch.setattr("engine.extension.ROOT", tmp_path)
@@ -343,7 +350,7 @@ def test_an_optimizer_of_an_extension_takes_adamw_s_place(tmp_path, quiet):
 
 
 def test_two_optimizers_are_refused(tmp_path, quiet):
-    with pytest.raises(InputError, match="2 extensions bring an optimizer: choose one"):
+    with pytest.raises(InputError, match=r"and .* bring an optimizer each: choose one"):
         run(Averager(), tmp_path, extensions=[Descent(), Descent()])
 
 

@@ -35,7 +35,7 @@ FOR_MATRICES = ("kfac", "muon", "shampoo", "soap")
 OPTIMIZERS = those_whose(lambda e: e.make_optimizer(model_with_head(), 0.1, 0.0) is not None)
 CONFLICTS = {
     **{
-        frozenset(pair): "2 extensions bring an optimizer: choose one of them"
+        frozenset(pair): " bring an optimizer each: choose one of them"
         for pair in itertools.combinations(OPTIMIZERS, 2)
     },
     **{

@@ -59,5 +59,5 @@ def test_some_techniques_bring_an_optimizer():
 
 
 def test_two_optimizers_are_refused():
-    with pytest.raises(InputError, match="2 extensions bring an optimizer: choose one"):
+    with pytest.raises(InputError, match="soap and muon bring an optimizer each: choose one"):
         make_optimizer(tiny_classifier(), options(), load_extensions(["soap", "muon"]))
