@@ -152,6 +152,8 @@ def check_writable(path) -> None:
     folder = Path(path).parent
     if Path(path).is_dir():
         raise InputError(f"{path}: a folder, expected the path of a file: choose another one")
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, expected a folder: choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -13,13 +13,15 @@ What is recorded there is not run again, so an interrupted command goes on where
 
 from pathlib import Path
 
-from engine.errors import Parser, command, leave_stopped
+from engine.errors import InputError, Parser, command, leave_stopped
 
 # isort: split
 
 from benchmarks import tables
 from benchmarks.provenance import add_commit_flag, check_committed
+from engine.files import check_writable
 from engine.flags import check_range
+from engine.hub import BUNDLED
 from engine.signals import Stopped
 from studies.entries import load
 from studies.records import Records
@@ -52,6 +54,15 @@ def get_args(argv=None):
     return args
 
 
+def check_before_training(args) -> None:
+    """Refuse now what would stop a run only when it has trained."""
+    for folder in (args.results, args.folder):
+        check_writable(Path(folder) / "file")
+    model = args.model and BUNDLED.get(args.model, Path(args.model))
+    if model and not (model / "config.json").is_file():
+        raise InputError(f"--model {args.model}: no config.json there: give a model's folder")
+
+
 def add_choice(parser) -> None:
     """The flags that choose studies and what they are run on."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="studies; default: all")
@@ -76,6 +87,7 @@ def main():
         print(status(studies, records, args.limit))
         return
     check_committed(args)
+    check_before_training(args)
     print(budget(studies, records, args), flush=True)
     try:
         Runner(studies, records, args).run()

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,25 @@ def test_a_real_run_says_all_about_itself(tmp_path, monkeypatch, capsys):
     [command] = record["commands"]
     assert command.startswith("python -m studies.baselines bag-of-words --task paraphrase")
     assert {"commit", "hardware", "torch", "date", "jobs"} <= record.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--results", "taken"], "taken: a file, expected a folder: choose another one"),
+        (["--folder", "taken"], "taken: a file, expected a folder: choose another one"),
+        (["--model", "gone"], "--model gone: no config.json there: give a model's folder"),
+    ],
+)
+def test_what_would_stop_a_run_after_its_training_is_refused_before(
+    words, said, tmp_path, monkeypatch, refused
+):
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    monkeypatch.setattr("studies.__main__.Runner", None)
+    monkeypatch.setattr("sys.argv", ["studies", "run", "modes-sst", "--uncommitted", *words])
+    with refused(said):
+        main()
 
 
 def test_what_is_tried_does_not_mix_with_the_results():
