@@ -1,9 +1,9 @@
-"""Sophia-H against its formula in NumPy; its curvature against Hessians that autograd gives."""
+"""Sophia-H against NumPy and published trajectories; its curvature against autograd's Hessians."""
 
 import numpy as np
 import pytest
 import torch
-from matrix_runs import gradients
+from matrix_runs import gradients, waves
 from technique_cases import Tried
 from tiny_run import tiny_classifier
 from torch import nn
@@ -40,6 +40,82 @@ def test_the_trajectory_is_the_formula_s(every, weight_decay):
         optimizer.step()
         torch.testing.assert_close(weight.detach(), torch.from_numpy(expected))
     assert min(clipped) > 0 and max(clipped) < 1
+
+
+# In float64, at η 0.1, λ 0.3, γ 2 and β (0.9, 0.8): the weights (2, 3) after eight steps, by how
+# many steps there are from look to look. ĥ of step t is waves(13)[5 + t], or its square.
+#
+# pytorch-optimizer 4.1.0: SophiaH adds −lr clip(m / max(h, eps), p) and decays by lr and
+# weight_decay. This is the formula with lr = η / γ, p = γ, weight_decay = λ γ and eps = ε / γ.
+# sophia-opt 0.2.2: the authors' SophiaG, as they published no SophiaH. It differs in the estimate
+# of h alone, a squared gradient: it was given waves(13)[5 + t] as that gradient, before the step.
+# γ is its rho with bs 1. It adds 1e-15 to γ h where the formula has max(γ h, ε), which is the same
+# to more digits than these, since no h is negative.
+PUBLISHED = {
+    ("pytorch-optimizer", 1): [
+        [-0.566532346, -0.0278513849, -0.1294868608],
+        [-0.08441432, 0.0781192628, 0.2806551081],
+    ],
+    ("pytorch-optimizer", 3): [
+        [-0.4965723713, -0.100602814, -0.2233743729],
+        [0.0893518304, 0.0196702005, 0.2514566425],
+    ],
+    ("sophia-opt", 1): [
+        [-0.2134697383, -0.0495847695, -0.1841902178],
+        [0.0423729007, 0.042926997, 0.2794663639],
+    ],
+    ("sophia-opt", 3): [
+        [-0.263631946, -0.1320395158, -0.1869950597],
+        [0.0273522008, 0.0380695512, 0.2514566425],
+    ],
+}
+
+
+def published_setting(start: torch.Tensor, every: int) -> tuple[nn.Parameter, Sophia]:
+    weight = nn.Parameter(start)
+    options = {"gamma": 2.0, "betas": (0.9, 0.8), "eps": 1e-12}
+    return weight, Sophia([weight], lr=0.1, weight_decay=0.3, every=every, **options)
+
+
+@pytest.mark.parametrize("package, every", PUBLISHED)
+def test_it_is_where_the_published_code_was(package, every):
+    start = torch.full((2, 3), 0.1, dtype=torch.float64)
+    weight, optimizer = published_setting(start, every)
+    looks = [x.square() if package == "sophia-opt" else x for x in waves(13)[5:]]
+    for grad, look in zip(waves(8), looks, strict=True):
+        optimizer.zero_grad()
+        if optimizer.is_due:
+            optimizer.note([weight], [look], targets=1)
+        weight.grad = grad.clone()
+        optimizer.step()
+    expected = torch.tensor(PUBLISHED[package, every], dtype=torch.float64)
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-9, rtol=0)
+
+
+def test_with_its_own_looks_at_a_loss_it_is_where_the_published_code_was(monkeypatch):
+    """pytorch-optimizer 4.1.0 in the setting above, six steps, waves(3) in place of its draws."""
+    start = torch.tensor([[1, -1, 2], [-0.5, 0, 0.3]], dtype=torch.float64)
+    bent = torch.tensor([[3, 1, -0.5], [1, -1, 0.3], [-0.5, 0.3, 0.2]], dtype=torch.float64)
+    weight, optimizer = published_setting(start, every=2)
+    draws = iter(waves(3))
+    monkeypatch.setattr(torch, "randn_like", lambda _: next(draws))
+
+    def loss() -> torch.Tensor:
+        return (weight @ bent * weight).sum() / 2 + (weight**4).sum() / 12
+
+    for _ in range(6):
+        optimizer.zero_grad()
+        if optimizer.is_due:
+            optimizer.note([weight], curvature(loss, [weight]), targets=1)
+        loss().backward()
+        optimizer.step()
+    expected = [
+        [0.7353628649, -1.361687787, 1.1091840263],
+        [-0.2997615357, 0.5567599836, -0.3068683821],
+    ]
+    torch.testing.assert_close(
+        weight.detach(), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0
+    )
 
 
 def test_of_a_diagonal_quadratic_one_look_is_the_diagonal():

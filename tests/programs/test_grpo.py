@@ -1,4 +1,4 @@
-"""GRPO: the formulas in NumPy, rewards of lines by hand, samples and their batches, whole runs."""
+"""GRPO: formulas in NumPy, trl's numbers, rewards by hand, samples and batches, whole runs."""
 
 import json
 import sys
@@ -80,6 +80,59 @@ def test_the_loss_is_the_papers_formula_in_numpy():
     assert found == pytest.approx(numpy_loss(log_probs.detach(), batch), rel=1e-5)
     ratio = (log_probs - batch["old"]).exp()[batch["answers"] != IGNORED_LABEL]
     assert bool((ratio > 1 + EPSILON).any()) and bool((ratio < 1 - EPSILON).any())
+
+
+# trl 0.17.0: GRPOTrainer._compute_loss with loss_type "grpo", epsilon 0.2 and beta 0.04, given the
+# numbers of `trl_batch` in float64: the loss of each sample alone, and the gradient of their mean
+# with respect to the log-probabilities. With "old", num_iterations is 2; "first" is one of 1, where
+# trl takes the log-probabilities themselves for the old ones.
+TRL_LOSSES = {
+    "old": [-1.6584549273471232, 0.434741243888442, -0.8398088740192655, 2.2061761239788873],
+    "first": [-1.4968667978284085, 0.5094420833950256, -0.6998088740192655, 1.707249981371149],
+}
+TRL_GRADIENTS = {
+    "old": [
+        [-0.0700914128, -0.0749380808, 0.0010134724, 0.000812, -0.000597597],
+        [0.0353071665, -0.0028560685, 0.0000512593, 0, 0],
+        [0.0009459718, 0, 0, 0, 0],
+        [-0.0034144452, -0.0007605786, 0.1376841693, 0.24387836, 0],
+    ],
+    "first": [
+        [-0.0751307235, -0.0745017376, -0.0739865276, -0.074188, -0.075597597],
+        [0.0373157097, 0.0388105981, 0.041717926, 0, 0],
+        [-0.1740540282, 0, 0, 0, 0],
+        [0.1028355548, 0.1054894214, 0.10709349, 0.1072375037, 0],
+    ],
+}
+
+
+def trl_batch() -> tuple[torch.Tensor, dict]:
+    """log π (4, 5) and a batch, by formula; samples of 5, 3, 1 and 4 tokens."""
+    numbers = torch.arange(1, 21, dtype=torch.float64).view(4, 5)
+    written = torch.arange(5) < torch.tensor([[5], [3], [1], [4]])
+    batch = {
+        "answers": torch.where(written, 7, IGNORED_LABEL),
+        "advantages": torch.tensor([1.5, -0.5, 0.7, -1.7], dtype=torch.float64),
+        "old": 0.5 * torch.sin(0.9 * numbers) - 2,
+        "reference": 0.4 * torch.sin(1.3 * numbers) - 2,
+    }
+    return (0.5 * torch.sin(0.7 * numbers) - 2).requires_grad_(), batch
+
+
+@pytest.mark.parametrize("update", TRL_LOSSES)
+def test_the_loss_and_its_gradient_are_trls(update):
+    log_probs, batch = trl_batch()
+    if update == "first":
+        del batch["old"]
+    options = {"epsilon": EPSILON, "beta": BETA}
+    for row, expected in enumerate(TRL_LOSSES[update]):
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        found = grpo_loss(log_probs[row : row + 1], alone, **options)
+        assert float(found.detach()) == pytest.approx(expected, rel=1e-12)
+    mean = grpo_loss(log_probs, batch, **options) / 4
+    [gradient] = torch.autograd.grad(mean, log_probs)
+    expected = torch.tensor(TRL_GRADIENTS[update], dtype=torch.float64)
+    torch.testing.assert_close(gradient, expected, atol=1e-9, rtol=0)
 
 
 def test_an_advantage_is_the_distance_from_the_groups_mean_in_standard_deviations():
