@@ -1,4 +1,4 @@
-"""Grids of integers: what the code published with GPTQ does, in NumPy, and what a search may do."""
+"""Grids of integers: what the code published with GPTQ does, and what a search may do."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from engine.batches import TokenDataset, make_loader
 from engine.files import ROOT
 from engine.hub import load_gpt2, load_tokenizer
 from programs.gptq.gptq import hessian_of, run_layer
-from programs.gptq.rounding import Options, gptq, row_errors
+from programs.gptq.rounding import Hessian, Options, gptq, row_errors
 from programs.quantize.grid import KINDS, SHARES, Grid, pack, round_to_nearest, unpack
 from programs.quantize.linear import LINEARS
 
@@ -132,6 +132,113 @@ def test_on_average_it_has_less_error_on_the_layers_of_gpt2_mini(bits):
                 ratios.append(one / two)
             hidden = run_layer(gpt, layer, hidden, masks)
     assert np.mean(ratios) < 1
+
+
+# -- numbers of the published code -----------------------------------------------------------------
+
+# auto-gptq 0.7.1, GPTQ.add_batch and fasterquant, on `published_problem` in float32, damping 0.01.
+# By (bits, group size, grid, scale, act_order): the integers, counted from 0, one hexadecimal digit
+# each and one word a row; the zero points, likewise; and the scales. It was run as follows:
+# groups: with blocks as wide as a group. In wider ones it finds a group's range in weights that
+#   lack the updates of their own block. With act_order its static_groups is set.
+# mse: with norm 2; its default is 2.4.
+# symmetric: its own symmetric grid has 2^b integers, from −2^(b−1) on, and so other scales. So its
+#   Quantizer was given this grid: scale max|w| / Q, zero point Q, and 2 Q as the largest integer.
+PUBLISHED = {
+    (4, 0, "asymmetric", "max", False): (
+        "fd43a52c2770ea02 69cda653be0885b4 2b02ae711127fc10 c44c4890fd2268cc",
+        "6 7 4 7",
+        [0.1433899, 0.1577922, 0.1209072, 0.1307131],
+    ),
+    (4, 0, "asymmetric", "max", True): (
+        "fe43a42c2860eb02 6acda644af0885b4 1c02ae711227fc01 c44c4790fd2268cc",
+        "6 7 4 7",
+        [0.1433899, 0.1577922, 0.1209072, 0.1307131],
+    ),
+    (4, 8, "asymmetric", "max", False): (
+        "fe22940c3881fc03 59efb420bf0885b4 1c02af711227fd01 f65f5ab0fd0148bc",
+        "57 67 44 96",
+        [0.1246981, 0.138987, 0.1030947, 0.1536153, 0.1123959, 0.1179447, 0.1100001, 0.1164659],
+    ),
+    (4, 8, "asymmetric", "max", True): (
+        "fe22940c2860eb02 5aefb420bf0885b4 1c02af711217fc11 f66f5ab0fd0157bb",
+        "56 67 44 96",
+        [0.1246981, 0.1382901, 0.1030947, 0.1577922, 0.1123959, 0.1185473, 0.1100001, 0.117793],
+    ),
+    (4, 8, "asymmetric", "mse", False): (
+        "fe22940c3881fc03 59efb420bf0885b4 1c01bf711227fc01 f65f5ab0fd0148bc",
+        "57 67 44 96",
+        [0.1234511, 0.1365565, 0.1030947, 0.1536153, 0.1101479, 0.1193119, 0.1078001, 0.1160081],
+    ),
+    (2, 0, "asymmetric", "mse", False): (
+        "3301120302103200 1223210023012020 0300332000123300 2012021023001122",
+        "1 1 1 1",
+        [0.5663901, 0.528604, 0.4534022, 0.5489948],
+    ),
+    (2, 0, "asymmetric", "max", True): (
+        "3210210201103200 1222201022011120 0301231101023301 2012021023001122",
+        "1 1 1 1",
+        [0.7169495, 0.7889611, 0.6045362, 0.6535653],
+    ),
+    (2, 8, "asymmetric", "max", False): (
+        "3301120201103100 1223210022011120 0301232010113301 3123132123001122",
+        "11 11 11 21",
+        [0.6234904, 0.7485454, 0.5154737, 0.7813652, 0.5619793, 0.6009566, 0.5500004, 0.7565359],
+    ),
+    (2, 8, "asymmetric", "mse", True): (
+        "3300210201103200 1233200023011120 0300332001023300 3123132033001122",
+        "11 11 11 21",
+        [0.5237319, 0.6499632, 0.4536168, 0.6311689, 0.4383438, 0.4801166, 0.4895004, 0.5300683],
+    ),
+    (4, 0, "symmetric", "max", False): (
+        "ed55a64c4882ea24 79cca653bd1794b4 5c46bd955569dd46 b54c4881ed2368bc",
+        "7 7 7 7",
+        [0.1803152, 0.1741907, 0.193699, 0.1456885],
+    ),
+    (4, 8, "symmetric", "max", False): (
+        "ed55a64c3972eb24 6adeb552be0885b4 5c46be955569ec55 c44c4880ed2368bb",
+        "77 77 77 77",
+        [0.1803152, 0.165223, 0.1350958, 0.1623011, 0.1754602, 0.1875487, 0.1344109, 0.1441969],
+    ),
+    (2, 0, "symmetric", "max", True): (
+        "2211110202012110 1212110112011111 0201212010212201 1102011022001122",
+        "1 1 1 1",
+        [1.262206, 1.219335, 1.355893, 1.01982],
+    ),
+    (2, 8, "symmetric", "max", True): (
+        "2201110201102201 1122201022011111 1201221111112211 1102011022001122",
+        "11 11 11 11",
+        [1.262206, 1.185709, 0.9456707, 1.219335, 1.228222, 1.355893, 0.9408761, 1.01982],
+    ),
+}
+
+
+def published_problem() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (4, 16) and the inputs of 40 tokens (40, 16), by formula."""
+    n = torch.arange(4 * 16, dtype=torch.float64).view(4, 16)
+    weight = torch.sin(1 + n * n / 7 + n) * (1 + 0.5 * torch.cos(n))
+    n = torch.arange(40 * 16, dtype=torch.float64).view(40, 16)
+    inputs = torch.sin(0.3 * n * n / 11 + n)
+    return weight, inputs + 0.8 * inputs.roll(1, 1)
+
+
+def words(integers: torch.Tensor) -> str:
+    return " ".join("".join(f"{value:x}" for value in row) for row in integers.tolist())
+
+
+@pytest.mark.parametrize("case", PUBLISHED, ids=str)
+def test_gptq_gives_the_integers_of_the_published_code(case):
+    bits, width, kind, scale, act_order = case
+    grid, (weight, inputs) = Grid(bits, width, kind, scale), published_problem()
+    hessian = Hessian(16, weight.device)
+    hessian.add(inputs)
+    found = gptq(weight, hessian.matrix, grid, Options(act_order=act_order))
+    integers, zero_points, scales = PUBLISHED[case]
+    lowest, _ = grid.ends
+    assert words(found.integers - lowest) == integers
+    assert words(found.zero_point - lowest) == zero_points
+    np.testing.assert_allclose(found.scale.flatten(), scales, rtol=1e-5)
+    assert not torch.equal(found.integers, round_to_nearest(weight, grid).integers)
 
 
 # -- the search for a scale ------------------------------------------------------------------------
