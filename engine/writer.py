@@ -1,11 +1,10 @@
 """Writing in a thread, so that training goes on meanwhile."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
-PENDING = 2  # a best file and the last file that names it
+from engine.host_copies import HostCopies
 
 
 class Writer:
@@ -16,7 +15,8 @@ class Writer:
 
     def __init__(self):
         self.pool, self.failed = ThreadPoolExecutor(1), False
-        self.pending: list[Future] = []
+        self.pending: dict[Callable, Future] = {}
+        self.copies: dict[Callable, HostCopies] = defaultdict(HostCopies)
 
     def __enter__(self) -> "Writer":
         return self
@@ -24,37 +24,30 @@ class Writer:
     def __exit__(self, kind, error, trace) -> None:
         """End when all is written; an error of the block goes before one of the writing."""
         self.pool.shutdown(wait=True)
+        self.copies.clear()
         if kind is None:
             self.wait()
 
-    def wait(self, most: int = 0) -> None:
-        """Until at most so many calls are still to be done."""
-        while len(self.pending) > most:
-            self.pending.pop(0).result()
+    def wait(self, function: Callable | None = None) -> None:
+        """Until the last call of a function is done, or all calls are."""
+        for other, call in list(self.pending.items()):
+            if function in (None, other) or call.done():
+                del self.pending[other]
+                call.result()
 
     def write(self, function: Callable, tree: dict) -> None:
         """Call the function, later, with a copy of the tree as it is now.
 
-        If two calls are not done yet, it waits, so that there are never more copies.
+        If the function's call before is not done yet, it waits, so that there is one copy for each.
         """
-        self.wait(PENDING - 1)
-        self.pending.append(self.pool.submit(self._call, function, copied(tree)))
+        self.wait(function)
+        copy, arrived = self.copies[function].of(tree)
+        self.pending[function] = self.pool.submit(self._call, function, copy, arrived)
 
-    def _call(self, function: Callable, tree: dict) -> None:
+    def _call(self, function: Callable, tree: dict, arrived: Callable[[], None]) -> None:
         if self.failed:
             return
         self.failed = True
+        arrived()
         function(tree)
         self.failed = False
-
-
-def copied(value):
-    """Nested dicts, lists and tuples with copies of their tensors, on the CPU."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return value.clone() if value.device.type == "cpu" else value.cpu()
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copied(item) for item in value)
-    return value
