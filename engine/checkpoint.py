@@ -88,6 +88,11 @@ class RunFolder:
         """Where a best epoch waits for the last file that names it."""
         return self.path / "best.new.safetensors"
 
+    def newest_best(self) -> Path:
+        """Where the best epoch so far is, once all is written; only in `writing`."""
+        self.writer.wait()
+        return self.new_best if self.new_best.exists() else self.best
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run, so that no other process writes into its folder; may be nested."""

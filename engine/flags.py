@@ -61,7 +61,12 @@ def _add_run_arguments(group) -> None:
     group.add_argument(
         "--runs_dir", default="runs", help="checkpoints and logs go below this folder"
     )
-    group.add_argument("--save_minutes", type=float, default=10.0, help="between saves in an epoch")
+    group.add_argument(
+        "--save_minutes",
+        type=float,
+        default=10.0,
+        help="between saves of what --resume needs; 0: after each step",
+    )
 
 
 def _add_training_arguments(group) -> None:

@@ -26,7 +26,7 @@ class FitOptions:
     patience: int = 0  # epochs without a better one before stopping early; 0 never
     shard: bool = False  # a worker holds its share of weights, gradients and moments
     resume: bool = False
-    save_minutes: float = 10.0  # between saves within an epoch
+    save_minutes: float = 10.0  # between saves of all that a resume needs; 0: after each step
 
     @property
     def any_length(self) -> bool:

@@ -145,10 +145,10 @@ class Trainer:
 
     def _diverged(self, what: str, step: int, ids: list[str]) -> None:
         rows = f"; batch ids: {', '.join(ids)}" if ids else ""
-        kept = self.progress.best_epoch is not None
+        kept = self.progress.best_epoch is not None and self.folder.newest_best()
         raise InputError(
             f"epoch {self.progress.epoch}, step {step}: {what}{rows}; the run stops"
-            f"{f', {self.folder.path} keeps the best epoch before' if kept else ''}: give a "
+            f"{f', {kept} keeps the best epoch before' if kept else ''}: give a "
             f"smaller --lr or --clip 1{', or leave --fp16 out' * self.options.fp16}"
             f"{', or look at these rows' if ids else ''}"
         )
@@ -202,7 +202,7 @@ class Trainer:
             progress.epochs_without_improvement += 1
 
     def finish_epoch(self) -> None:
-        """Go on to the next epoch, and save everything."""
+        """Go on to the next epoch; save everything if it is time, or was the last one."""
         progress, options = self.progress, self.options
         progress.epoch += 1
         progress.step, progress.loss, progress.targets, progress.correct = 0, 0.0, 0.0, 0.0
@@ -215,7 +215,8 @@ class Trainer:
         if self.worker.is_main:
             for extension in self.extensions:
                 extension.after_epoch(progress.history[-1], self.folder)
-        self.save()
+        if progress.finished or self._asked_of_any().save:
+            self.save()
 
     def is_over(self, progress: Progress) -> bool:
         """After the last epoch, or when enough epochs have brought nothing better."""
@@ -231,6 +232,7 @@ class Trainer:
 
     def restore(self) -> None:
         self.progress = load_state(self)
+        self.folder.write_metrics(self.progress.history)  # without epochs that were not saved
         if self.progress.finished:
             self.log("this run is finished: its best epoch is taken as it is")
         else:

@@ -2,7 +2,8 @@
 
     for each epoch, for each common batch:   loss = Σ loss_fn(logits, batch) / number of targets
                                              (+ penalties of extensions), one optimizer step
-    after each epoch: evaluate, keep the best, save all that an exact resume needs
+    after each epoch: evaluate, keep the best
+    now and then, and at the end: save all that an exact resume needs
 
 The gradient of a step is engine/gradients.py's, what a resume needs is engine/resuming.py's.
 """

@@ -2,9 +2,9 @@
 
     python classifier.py --extension log_wandb:project=gpt2,mode=offline
 
-The run is named after its folder, so that a resumed one goes on with the same curves; it carries
-the settings of the run. Needs the wandb package, and for mode=online its login; nothing else here
-does.
+The run is named after its folder, so that a resumed one goes on with the same curves; after a kill
+it logs the epochs since its last save again. It carries the settings of the run. Needs the wandb
+package, and for mode=online its login; nothing else here does.
 """
 
 import json

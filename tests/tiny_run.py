@@ -88,14 +88,14 @@ def run(
 
 
 def stopped_run(root) -> Path:
-    """The last file of a run of two epochs that was interrupted in the second one."""
+    """The last file of a run of two epochs that was interrupted before the second one's end."""
 
     def stop(message):
         if message.startswith("Epoch 1"):
             raise KeyboardInterrupt
 
     with contextlib.suppress(KeyboardInterrupt):
-        run(Averager(), root, epochs=2, log=stop)
+        run(Averager(), root, epochs=2, save_minutes=0, log=stop)
     return run_path(root, "*/last.safetensors")
 
 

@@ -239,7 +239,7 @@ def test_a_run_resumes_to_the_same_bits_while_the_scale_falls(tmp_path, monkeypa
 
 def test_a_file_of_before_float16_is_resumed(tmp_path, monkeypatch):
     work_in(monkeypatch, tmp_path)
-    whole, how = Averager(), {"epochs": 2, "evaluate": size_of_head}
+    whole, how = Averager(), {"epochs": 2, "evaluate": size_of_head, "save_minutes": 0}
     run(whole, tmp_path / "whole", **how)
 
     def older(folder, tree, save=RunFolder.save_last):
@@ -264,7 +264,7 @@ def test_a_file_without_its_loss_scale_is_refused(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(Averager(), tmp_path, epochs=2, fp16=True, log=stop)
+        run(Averager(), tmp_path, epochs=2, fp16=True, log=stop, save_minutes=0)
     path = run_path(tmp_path, "*/last.safetensors")
     save_tree(path, load_tree(path) | {"scaler": {}})
     with pytest.raises(InputError, match=r"last\.safetensors: .*loss scale.* train anew"):

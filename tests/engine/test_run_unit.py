@@ -1,6 +1,8 @@
 """A run is one unit: whatever ends it, best and last belong together, and to one process."""
 
 import contextlib
+import json
+import math
 import os
 import re
 import signal
@@ -10,7 +12,7 @@ import sys
 import pytest
 import torch
 from children import at_write, in_child
-from tiny_run import Averager, folder, no_picture, run, run_path, same_bits, summed_loss
+from tiny_run import Averager, folder, no_picture, run, run_path, same_bits, summed_loss, weights
 
 from engine import files
 from engine.best_file import named_best
@@ -18,6 +20,7 @@ from engine.checkpoint import RunFolder
 from engine.errors import InputError, command
 from engine.extension import Extension
 from engine.files import ROOT, atomic_write, process_mark, remove_leftovers
+from engine.trainer import Trainer
 from engine.trees import load_tree, save_tree, tree_digest
 
 FLAGS = {"epochs": 3, "save_minutes": 0}
@@ -123,6 +126,116 @@ def test_files_from_before_last_named_its_best_are_compared_by_epoch(tmp_path, e
             named_best(last, best)
 
 
+# -- several epochs between two saves ----------------------------------------------------------
+
+
+def lines_of(root) -> list[dict]:
+    """The figures of each epoch, without times."""
+    text = run_path(root, "*/metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) | {"seconds": 0} for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("late, expected", [(None, [(4, 0)]), (1, [(2, 0), (4, 0)])])
+def test_last_is_written_at_the_end_and_after_an_epoch_only_if_it_is_time(
+    late, expected, tmp_path, monkeypatch
+):
+    saved, judge, write_last = [], Trainer.judge, RunFolder._write_last
+
+    def judged(trainer, metrics):
+        if trainer.progress.epoch == late:
+            trainer.saved_at -= 3600
+        judge(trainer, metrics)
+
+    def note(folder, tree):
+        saved.append((tree["progress"]["epoch"], tree["progress"]["step"]))
+        write_last(folder, tree)
+
+    monkeypatch.setattr(Trainer, "judge", judged)
+    monkeypatch.setattr(RunFolder, "_write_last", note)
+    run(Averager(), tmp_path, epochs=4, save_minutes=60)
+    assert saved == expected
+    named = named_best(*(run_path(tmp_path, f"*/{name}.safetensors") for name in ("last", "best")))
+    assert named["epoch"] == 3
+
+
+def kill_after_epoch(patch, epoch: int) -> None:
+    """When its figures are written, and its best."""
+    write_metrics = RunFolder.write_metrics
+
+    def write_and_die(folder, history):
+        write_metrics(folder, history)
+        if len(history) == epoch + 1:
+            folder.writer.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    patch.setattr(RunFolder, "write_metrics", write_and_die)
+
+
+@pytest.mark.parametrize(
+    "values, waits",
+    [((0.1, 0.2, 0.3, 0.4), True), ((0.1, 0.3, 0.2, 0.4), True), ((0.4, 0.1, 0.2, 0.3), False)],
+)
+def test_a_run_killed_epochs_after_its_save_goes_on_from_there_to_the_same_bits(
+    values, waits, tmp_path, monkeypatch
+):
+    """With the best epoch of that moment; later ones, which wait beside it, are found again."""
+    whole, part, how = tmp_path / "whole", tmp_path / "part", {"epochs": 4, "save_minutes": 60}
+    run(Averager(dropout=0.2), whole, evaluate=figures(*values), **how)
+    with monkeypatch.context() as patch:
+        kill_after_epoch(patch, 2)
+        loss_fn = raising(signal.SIGUSR1, 5, summed_loss)  # a save in the second epoch
+        start = {"evaluate": figures(*values), "loss_fn": loss_fn, **how}
+        status = in_child(lambda: run(Averager(dropout=0.2), part, **start))
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    progress = load_tree(run_path(part, "*/last.safetensors"))["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 2) and len(lines_of(part)) == 3
+    assert best_of(part)["metrics"]["epoch"] == 0
+    assert bool(list(part.glob("*/best.new.safetensors"))) == waits
+    resumed = Averager(dropout=0.2, seed=3)
+    run(resumed, part, evaluate=figures(*values[1:]), resume=True, **how)
+    assert same_bits(best_of(part)["model"], best_of(whole)["model"])
+    one, other = (load_tree(run_path(root, "*/last.safetensors")) for root in (whole, part))
+    assert same_bits(one["model"], other["model"]) and lines_of(part) == lines_of(whole)
+    assert not list(part.glob("*/best.new.safetensors"))
+
+
+def test_a_second_attempt_killed_before_it_has_saved_leaves_nothing(tmp_path, monkeypatch):
+    """Not even its figures: --resume takes the first attempt's, which its files are of."""
+    values = (0.1, 0.3, 0.2)
+    run(Averager(), tmp_path, epochs=3, evaluate=figures(*values))
+    first, lines = best_of(tmp_path)["model"], lines_of(tmp_path)
+    with monkeypatch.context() as patch:
+        kill_after_epoch(patch, 1)
+        again = {"epochs": 3, "evaluate": figures(*values)}
+        assert os.WIFSIGNALED(in_child(lambda: run(Averager(seed=2), tmp_path, **again)))
+    assert len(lines_of(tmp_path)) == 2
+    resumed = Averager(seed=2)
+    assert run(resumed, tmp_path, epochs=3, resume=True).best_epoch == 1
+    assert same_bits(best_of(tmp_path)["model"], first) and lines_of(tmp_path) == lines
+    assert same_bits(weights(resumed), first)
+
+
+@pytest.mark.parametrize("save", [None, 5])
+def test_a_run_that_diverges_names_the_file_of_its_best_epoch(save, tmp_path):
+    """Which waits for the next last file, if there was one."""
+    broken = iter([1.0] * 7 + [math.nan])
+
+    def loss_fn(logits, batch):
+        return summed_loss(logits, batch) * next(broken)
+
+    with pytest.raises(InputError, match="keeps the best epoch before") as error:
+        run(
+            Averager(),
+            tmp_path,
+            epochs=3,
+            loss_fn=raising(signal.SIGUSR1, save, loss_fn),
+        )
+    name = "best.new.safetensors" if save else "best.safetensors"
+    path = run_path(tmp_path, f"*/{name}")
+    assert f"the run stops, {path} keeps" in str(error.value)
+    assert load_tree(path)["metrics"]["epoch"] == 1
+
+
 # -- one process a run -------------------------------------------------------------------------
 
 HOLDER = """
@@ -217,7 +330,7 @@ def stopped_by(number: int, root, **options) -> dict:
 
 
 STOPPING = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
-OPTIONS = {"epochs": 2, "save_minutes": 60, "evaluate": size_of_weights}  # saves at an epoch's end
+OPTIONS = {"epochs": 2, "save_minutes": 60, "evaluate": size_of_weights}  # saves at the end
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -285,7 +398,7 @@ def test_sigusr1_saves_after_the_step_and_the_run_goes_on(tmp_path, monkeypatch)
 
     monkeypatch.setattr(RunFolder, "save_last", note)
     run(Averager(), tmp_path, loss_fn=raising(signal.SIGUSR1, 2, summed_loss), **OPTIONS)
-    assert saved == [(0, 2), (1, 0), (2, 0)]
+    assert saved == [(0, 2), (2, 0)]
 
 
 SWALLOWED = """

@@ -297,7 +297,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(kind, here, monkeypatch, ca
     with monkeypatch.context() as patch:
         interrupt_after_save(patch, epoch=1, step=0)
         with pytest.raises(SystemExit) as stop:
-            distil(patch, kind, "--runs_dir", "parts")
+            distil(patch, kind, "--runs_dir", "parts", "--save_minutes", "0")
     assert stop.value.code == 130 and "--resume" in capsys.readouterr().err
     distil(monkeypatch, kind, "--runs_dir", "parts", "--resume")
     assert same(outcome("whole"), outcome("parts"))

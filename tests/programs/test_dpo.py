@@ -579,7 +579,7 @@ def test_another_model_or_data_does_not_go_on_with_these_samples(
 
 @pytest.mark.parametrize("name", ["tokenizer", "train rows", "dev rows"])
 def test_a_run_that_was_trained_on_something_else_does_not_go_on(name, place, monkeypatch, capsys):
-    words = ("--epochs", "2", "--kinds", "shuffled")
+    words = ("--epochs", "2", "--kinds", "shuffled", "--save_minutes", "0")
     evaluate, count = dpo.evaluate, iter(range(9))
 
     def stopped(*arguments):
