@@ -44,7 +44,8 @@ class Job:
 COURSE = "--data_dir data --model_size model"
 TRAINING = f"{COURSE} --epochs 3 --lr 1e-3 --save_minutes 0"  # it saves after every step
 PRETRAIN = "--text text.txt --out made --vocab_size 300 --block 16 --batch_size 2 --dropout 0.1 "
-PRETRAIN += "--steps 4 --eval_every 2"
+PRETRAIN += "--steps 4 --eval_every 2 --save_minutes 0"
+NOW_AND_THEN = "--save_minutes 0.001"  # an epoch may end without a save
 SPACE = "--trials 2 --pruner none --space lr=1e-3..1e-2"
 
 
@@ -54,7 +55,7 @@ def _job(name: str, program: str, flags: str, **more) -> Job:
 
 JOBS = [
     _job("sst", "classifier.py", f"{TRAINING} --dataset sst --fine-tune-mode full-model"),
-    _job("head", "classifier.py", f"{TRAINING} --dataset cfimdb"),
+    _job("head", "classifier.py", f"{TRAINING} --dataset cfimdb {NOW_AND_THEN}"),
     _job("paraphrase", "paraphrase_detection.py", f"{TRAINING} --schedule linear --warmup 0.2"),
     _job(
         *("sonnet", "sonnet_generation.py"),
