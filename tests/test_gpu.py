@@ -21,6 +21,7 @@ from engine.extension import Extension
 from engine.fast.chunked_loss import linear_cross_entropy
 from engine.fast.gpt2 import accelerate
 from engine.generation import generate
+from engine.host_copies import HostCopies
 from engine.parallel import Worker
 from engine.predicting import predict
 from engine.recorder import RECORDERS
@@ -278,6 +279,22 @@ def test_a_run_on_the_gpu_resumes_to_the_same_bits(task, extra, place, monkeypat
     lines = [run_path(f, "*/metrics.jsonl").read_text("utf-8") for f in ("whole", "cut")]
     figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
     assert figures[0] == figures[1] and same_bits(whole, cut)
+
+
+def test_a_copy_for_the_writing_thread_is_queued_into_the_memory_of_the_one_before():
+    copies, tensor = HostCopies(), torch.zeros(1 << 22, device="cuda")
+    first, arrived = copies.of({"a": tensor})
+    arrived()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tensor.add_(1)
+        copy, arrived = copies.of({"a": tensor})
+        tensor.add_(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    arrived()
+    assert copy["a"].is_pinned() and copy["a"].data_ptr() == first["a"].data_ptr()
+    assert copy["a"].eq(1).all()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
