@@ -170,6 +170,8 @@ class BatchLoader:
     It draws nothing, so that a resumed run may skip batches.
     """
 
+    follows_model = False  # whether its batches depend on the model's weights at the time
+
     def __init__(self, dataset, batch_sampler, collate: Callable[[list], dict]):
         self.dataset, self.batch_sampler, self.collate = dataset, batch_sampler, collate
 

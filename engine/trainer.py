@@ -8,6 +8,7 @@ import time
 import torch
 from torch import nn
 
+from engine.ahead import groups_of
 from engine.compiling import compiled
 from engine.errors import InputError
 from engine.gradients import Objective
@@ -68,18 +69,18 @@ class Trainer:
         self.model.train()
         self.loader.batch_sampler.set_epoch(progress.epoch)
         first = progress.step
-        groups = self.loader.groups(self.options.accumulate, first=first)
         name = f"epoch {progress.epoch}"
-        bar = EpochBar(groups, name, first=first, total=self.steps_per_epoch)
-        for group in bar:
-            if progress.step > first:
-                asked = self._asked_of_any()
-                if asked.save:
-                    self.save()
-                asked.check()
-            self.step(group)
-            rate = self.optimizer.param_groups[0]["lr"]
-            bar.note(group, self.worker.world_size, self.mean_loss, rate)
+        with groups_of(self.loader, self.options.accumulate, first, self.worker.device) as groups:
+            bar = EpochBar(groups, name, first=first, total=self.steps_per_epoch)
+            for group in bar:
+                if progress.step > first:
+                    asked = self._asked_of_any()
+                    if asked.save:
+                        self.save()
+                    asked.check()
+                self.step(group)
+                rate = self.optimizer.param_groups[0]["lr"]
+                bar.note(group, self.worker.world_size, self.mean_loss, rate)
         self._asked_of_any().check()
         self.look_at_losses()
         self.seconds = time.monotonic() - started

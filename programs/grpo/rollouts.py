@@ -157,6 +157,8 @@ class RolloutLoader(BatchLoader):
     make(numbers of prompts, seed) draws one; kept(): the batch of an interrupted run.
     """
 
+    follows_model = True
+
     def __init__(self, dataset, sampler: LengthBuckets, updates: int, make: Callable, kept):
         super().__init__(dataset, sampler, collate=None)
         self.updates, self.make, self.kept, self.current = updates, make, kept, None

@@ -14,6 +14,7 @@ from course_files import VERSES, WORKER, call_main, no_training, work_in, write,
 from course_files import write_model as write_gpt2
 from tiny_run import run_path, same_bits
 
+from engine.ahead import groups_of
 from engine.batches import IGNORED_LABEL, split_batch
 from engine.checkpoint import load_tree
 from engine.errors import InputError
@@ -447,11 +448,13 @@ def loader_of(drawn: list, kept=None) -> RolloutLoader:
 
 
 def test_a_batch_is_drawn_when_its_first_update_comes_and_serves_for_all_of_them():
+    """On an accelerator, too, where a thread puts other batches together ahead."""
     drawn, seen = [], []
     loader = loader_of(drawn)
-    for [batch] in loader.groups(1):
-        seen.append(batch["seed"])
-        assert len(drawn) == 1 + (len(seen) - 1) // 3
+    with groups_of(loader, 1, 0, torch.device("cuda")) as groups:
+        for [batch] in groups:
+            seen.append(batch["seed"])
+            assert len(drawn) == 1 + (len(seen) - 1) // 3
     assert len(seen) == len(loader) == 9
     assert seen == [f"9 0 {number} 0" for number in (0, 0, 0, 1, 1, 1, 2, 2, 2)]
     loader.batch_sampler.set_epoch(1)
