@@ -11,6 +11,7 @@ depend on what was recorded when, and a resumed one continues exactly.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from engine.packing import Layout, layout_of, pack
 from engine.recorder import Recorder
 
 MOST_SHAPES = 48
+GRADIENT = operator.attrgetter("grad")
 SCALE = "scale"  # in a block: the targets of the whole step, and the batch's share of them
 
 
@@ -55,6 +57,8 @@ class StepGraphs:
         self.recordings: dict[Layout, Recording] = {}
         self.recorded_gradients: list[tuple[torch.Tensor, torch.Tensor]] = []  # of parameters
         self.first_step: dict[Layout, int] = {}  # in which a shape was seen
+        self.gradients: list[torch.Tensor | None] = [None] * len(parameters)  # as last looked at
+        self.zeroed: list[torch.Tensor] = []  # those that there are
         self.steps, self.most_rows = 0, 0
         self.begun = False  # whether a step was made: what techniques begin in one has begun
         self.full = False
@@ -64,14 +68,20 @@ class StepGraphs:
 
         Those that recordings write to come back if somebody took them away.
         """
+        if not all(map(operator.is_, map(GRADIENT, self.parameters), self.gradients)):
+            self._look_at_gradients()
+        if self.zeroed:
+            torch._foreach_zero_(self.zeroed)
+        self.figures.zero_()
+        self.steps += 1
+
+    def _look_at_gradients(self) -> None:
+        """Find the gradients that there are, which stay the same tensors in most steps."""
         for parameter, gradient in self.recorded_gradients:
             if parameter.grad is not gradient:
                 parameter.grad = gradient
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients:
-            torch._foreach_zero_(gradients)
-        self.figures.zero_()
-        self.steps += 1
+        self.gradients = [p.grad for p in self.parameters]
+        self.zeroed = [gradient for gradient in self.gradients if gradient is not None]
 
     def add(self, batch: dict, targets: float, share: float) -> None:
         """Add the gradient and the figures of one batch of a step."""
@@ -104,6 +114,7 @@ class StepGraphs:
         block = torch.zeros(layout.size, dtype=torch.uint8, device=self.device)
         replay = self.recorder.record(functools.partial(self._add, layout.views(block)))
         self.recorded_gradients = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        self._look_at_gradients()
         self.recordings[layout] = Recording(block, replay)
         return self.recordings[layout]
 

@@ -274,6 +274,50 @@ def test_gradients_that_somebody_takes_away_come_back():
         assert parameter.grad is gradient and torch.equal(gradient, value)
 
 
+class Capturing(CallAgain):
+    def record(self, work):
+        work()  # like a capture, it makes the gradients that are not there yet
+        return super().record(work)
+
+
+def test_a_gradient_that_a_recording_begins_comes_back_too():
+    model = Averager()
+    graphs, batch, bias = graphs_of(model, Capturing()), batch_of(8, 8), model.head.bias
+    bias.requires_grad_(False)
+    feed(graphs, [batch])
+    bias.requires_grad_(True)
+    feed(graphs, [batch])
+    gradient, bias.grad = bias.grad, None
+    feed(graphs, [batch])
+    assert bias.grad is gradient and gradient.any()
+    graphs.begin()
+    assert not gradient.any()
+
+
+def test_a_gradient_that_an_eager_batch_begins_is_set_to_0_in_the_next_step():
+    model = Averager()
+    graphs, batch, bias = graphs_of(model, CallAgain()), batch_of(8, 8), model.head.bias
+    bias.requires_grad_(False)
+    feed(graphs, [batch], [batch])
+    bias.requires_grad_(True)
+    feed(graphs, [batch_of(20, 20)])
+    gradient = bias.grad
+    graphs.begin()
+    assert bias.grad is gradient and not gradient.any()
+
+
+def test_gradients_are_looked_for_only_where_they_have_changed(monkeypatch):
+    model, looks = Averager(), []
+    graphs, batch = graphs_of(model, CallAgain()), batch_of(8, 8)
+    look = graphs._look_at_gradients
+    monkeypatch.setattr(graphs, "_look_at_gradients", lambda: (looks.append(graphs.steps), look()))
+    feed(graphs, *[[batch]] * 6)
+    assert looks == [1, 2]  # after the eager step, and when it was recorded
+    model.head.weight.grad = None
+    feed(graphs, *[[batch]] * 3)
+    assert looks == [1, 2, 6]
+
+
 def test_a_replay_divides_by_the_targets_of_its_own_step():
     """The divisor of the first step must not be a part of the recording."""
     model = Averager()
