@@ -120,6 +120,7 @@ def sample(model: LanguageModel, tokenizer, device, *, eager: bool = False) -> s
 def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Worker):
     """Train; afterwards the model holds its best epoch. Returns how it went."""
     meter = Meter(worker)
+    options = fit_options(args, metric="val_loss", maximize=False)
 
     def evaluate_epoch(model) -> dict:
         rate = meter.tokens_per_second()
@@ -136,7 +137,7 @@ def train(args, model, loaders: dict, tokenizer, folder: RunFolder, worker: Work
         loaders["train"].watched(meter.note),
         loss_fn=loss_fn,
         evaluate=evaluate_epoch,
-        options=replace(fit_options(args, metric="val_loss", maximize=False), betas=BETAS),
+        options=replace(options, betas=BETAS, one_shape=True),
         folder=folder,
         worker=worker,
         extensions=model.extensions,

@@ -2,11 +2,11 @@
 
     python benchmarks/pretrain_speed.py --use_gpu --bf16 --minutes 8
 
-Four ways to run the same step of pretrain.py, on random tokens: with all logits at once, in chunks
-of positions, each recorded where the device has a recorder; eagerly; and compiled. Every way has a
-process of its own, so that its memory is its own; they take turns. MFU counts 6 N + 12 l d t FLOPs
-a token: Chowdhery et al. 2022 ("PaLM"), appendix B. A size is in the results when it is done, and
-none begins that would not end in time.
+Five ways to run the same step of pretrain.py, on random tokens: with all logits at once, in chunks
+of positions, each recorded where the device has a recorder; eagerly; compiled; and compiled and
+recorded. Every way has a process of its own, so that its memory is its own; they take turns. MFU
+counts 6 N + 12 l d t FLOPs a token: Chowdhery et al. 2022 ("PaLM"), appendix B. A size is in the
+results when it is done, and none begins that would not end in time.
 """
 
 import sys
@@ -51,7 +51,8 @@ WAYS = {
     "whole": "all logits at once",
     "chunked": "logits in chunks",
     "eager": "logits in chunks, --eager",
-    "compiled": "logits in chunks, --compile",
+    "compiled": "logits in chunks, --compile --eager",
+    "compiled-recorded": "logits in chunks, --compile",
 }
 WARM_UP = 5  # steps in which kernels are tried, recorded and compiled
 
@@ -74,7 +75,11 @@ class Steps:
         model = pretrain.build_model(settings, pretrained=False).to(self.worker.device).train()
         self.rows = args.batch_size or ROWS.get(size, 16)
         self.batch = random_batch(self.rows, args.block, shape.vocab_size)
-        options = {"eager": way == "eager", "compile": "default" if way == "compiled" else None}
+        options = {
+            "eager": way in ("eager", "compiled"),
+            "compile": "default" if way.startswith("compiled") else None,
+            "one_shape": True,
+        }
         self.trainer = Trainer(
             model,
             [self.batch] * 1000,

@@ -1,6 +1,7 @@
 """torch.compile in training: the same network in fewer and larger kernels, the same gradients.
 
-One compilation serves batches of all lengths. Dropout draws other numbers than without.
+One compilation serves batches of all lengths, or is for the one shape that all of them have.
+Dropout draws other numbers than without.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ from engine.errors import InputError
 _last = None  # a weak reference to the model that was compiled last
 
 
-def compiled(model, mode: str | None):
-    """The model, compiled for batches of any shape; mode None leaves it as it is.
+def compiled(model, mode: str | None, *, one_shape: bool = False):
+    """The model, compiled for batches of any shape or of one; mode None leaves it as it is.
 
     PyTorch takes what it compiled for one model for the next one of its kind too, and does not see
     that hooks differ: so what belongs to another model is forgotten.
@@ -25,7 +26,7 @@ def compiled(model, mode: str | None):
     if _last is None or _last() is not model:
         torch.compiler.reset()
         _last = weakref.ref(model)
-    return torch.compile(model, dynamic=True, mode=mode)
+    return torch.compile(model, dynamic=not one_shape, mode=mode)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def _add_speed_arguments(group) -> None:
         "--compile",
         action="store_const",
         const="default",
-        help="torch.compile in training, in the place of recorded steps",
+        help="torch.compile in training; a task's steps are then not recorded as CUDA graphs",
     )
     group.add_argument(
         "--eager",

@@ -22,6 +22,7 @@ class FitOptions:
     fp16: bool = False  # float16 autocast, with a loss scale
     tf32: bool = False  # what stays in float32 multiplies matrices in TF32, on GPUs
     compile: str | None = None  # torch.compile's mode, for training alone
+    one_shape: bool = False  # all batches have one shape: compiled steps may be recorded, too
     eager: bool = False  # on GPUs, one launch a kernel instead of recorded steps
     patience: int = 0  # epochs without a better one before stopping early; 0 never
     shard: bool = False  # a worker holds its share of weights, gradients and moments

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from engine.batches import count_targets
+from engine.compiling import compiler_errors
 from engine.extension import technique_of
 from engine.gradients import Gradients, Objective
 from engine.options import FitOptions
@@ -32,8 +33,13 @@ def make_gradients(
 
 
 def may_record(options: FitOptions, worker: Worker, techniques: list[str], log: Callable) -> bool:
-    """Whether a run's steps may be recorded; a line names the techniques that they are not for."""
-    if options.eager or options.compile or worker.world_size > 1:
+    """Whether a run's steps may be recorded; a line names the techniques that they are not for.
+
+    Compiled ones may if all have one shape: for another one, torch might compile anew, and that is
+    no work for a recording.
+    """
+    compiled = options.compile and not options.one_shape
+    if options.eager or compiled or worker.world_size > 1:
         return False
     if techniques:
         log(f"{', '.join(techniques)}: no recorded steps with this extension, they run eagerly")
@@ -67,7 +73,7 @@ class RecordedGradients(Gradients):
             return super().of(group)
         counts = [count_targets(batch) for batch in group]
         try:
-            with self.precision():
+            with self.precision(), compiler_errors(self.compile):
                 replay = functools.partial(self._replay, group, counts)
                 return float(sum(counts)), self.objective.differentiate(replay)
         except torch.OutOfMemoryError:

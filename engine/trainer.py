@@ -46,7 +46,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, options, extensions)
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        network = compiled(network, options.compile)
+        network = compiled(network, options.compile, one_shape=options.one_shape)
         self.scaler = LossScaler(worker.device, enabled=options.fp16)
         objective = Objective(
             model, network, forward, loss_fn, extensions, worker, options, self.scaler

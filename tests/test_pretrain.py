@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -324,12 +325,57 @@ def test_all_steps_but_the_first_replay_one_recording_bit_for_bit_and_so_after_a
         assert figures(folder) == figures("eager")
 
 
-@pytest.mark.parametrize("flag", ["--eager", "--compile"])
-def test_steps_are_not_recorded_where_another_way_is_asked_for(flag, place, monkeypatch):
+@pytest.mark.parametrize("flags", [["--eager"], ["--eager", "--compile"]])
+def test_eager_steps_are_not_recorded(flags, place, monkeypatch):
     monkeypatch.setitem(RECORDERS, "cpu", lambda device: pytest.fail("a recorder was made"))
-    monkeypatch.setattr("engine.trainer.compiled", lambda network, mode: network)
-    run(monkeypatch, *SHORT, flag)
+    monkeypatch.setattr("engine.trainer.compiled", lambda network, *_, **__: network)
+    run(monkeypatch, *SHORT, *flags)
     assert len(log()) == 2
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The graphs that torch.compile makes, with kernels that need no compiler."""
+    graphs, compile_ = [], torch.compile
+
+    def backend(graph, inputs):
+        graphs.append(inputs)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(
+        "torch.compile",
+        lambda model, dynamic, mode: compile_(model, dynamic=dynamic, backend=backend),
+    )
+    yield graphs
+    torch._dynamo.reset()
+
+
+def test_compiled_steps_are_recorded_too_and_are_compiled_once_before(
+    place, monkeypatch, compilations
+):
+    """A recording of them gives the bits of compiled steps without one, also after a resume."""
+    monkeypatch.setitem(pretrain.SHAPES, "mini", replace(TINY, num_hidden_layers=1))
+    flags = [*SHORT, "--dropout", "0.1", "--compile"]
+    run(monkeypatch, *flags, "--eager", "--runs_dir", "eager")
+    once, compiled_at = len(compilations), []
+    recorder = CallAgain()
+
+    def record(work, record=recorder.record):
+        compiled_at.append(len(compilations))
+        return record(work)
+
+    monkeypatch.setattr(recorder, "record", record)
+    monkeypatch.setitem(RECORDERS, "cpu", lambda device: recorder)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_after_save(patch, epoch=1, step=1)
+        run(patch, *flags, "--runs_dir", "cut")
+    assert (recorder.eager, recorder.recorded, recorder.replayed) == (1, 1, 3)
+    run(monkeypatch, *flags, "--runs_dir", "cut", "--resume")
+    assert (recorder.eager, recorder.recorded, recorder.replayed) == (2, 2, 4)
+    assert once > 0 and compiled_at == [2 * once, 3 * once] and len(compilations) == 3 * once
+    assert all(type(n) is int for inputs in compilations for t in inputs for n in t.shape)
+    assert same_bits(weights("eager"), weights("cut"))
+    assert figures("cut") == figures("eager")
 
 
 # -- speed -------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_inputs_of_recorded_steps_are_counted_too(name, make, monkeypatch):
     """Compiled in earnest, but for the last step, by which it would be made into kernels."""
     calls = []
 
-    def compiled(model, mode):
+    def compiled(model, mode, **how):
         calls.append(mode)
         return torch.compile(model, dynamic=True, backend="eager")
 

@@ -5,11 +5,14 @@ import json
 import pytest
 import torch
 from course_files import call_main, work_in
+from recorder import CallAgain
 
 import pretrain
 from benchmarks import pretrain_speed
 from benchmarks.pretrain_speed import Steps, get_args, table
 from config import GPT2Config
+from engine.recorded_gradients import RecordedGradients
+from engine.recorder import RECORDERS
 
 TINY = GPT2Config(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
@@ -52,6 +55,24 @@ def test_all_ways_take_the_same_steps():
     ends = []
     for way in ("whole", "chunked", "eager"):
         steps = Steps("mini", way, get_args(WORDS))
+        ends.append(steps.trainer.model.state_dict())
+    for other in ends[1:]:
+        for name, tensor in ends[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_compiled_steps_are_measured_with_and_without_recordings(monkeypatch):
+    """Here with kernels that need no compiler."""
+    compile_, ends = torch.compile, []
+    monkeypatch.setattr(
+        "torch.compile", lambda model, dynamic, mode: compile_(model, backend="aot_eager")
+    )
+    monkeypatch.setitem(RECORDERS, "cpu", CallAgain)
+    for way, recorded in {"eager": False, "compiled": False, "compiled-recorded": True}.items():
+        steps = Steps("mini", way, get_args(WORDS))
+        assert isinstance(steps.trainer.gradients, RecordedGradients) == recorded
+        compiled = steps.trainer.gradients.objective.network is not steps.trainer.model
+        assert compiled == way.startswith("compiled")
         ends.append(steps.trainer.model.state_dict())
     for other in ends[1:]:
         for name, tensor in ends[0].items():

@@ -5,6 +5,7 @@ import stat
 import pytest
 import torch
 from course_files import call_main, work_in, write, write_course, write_model
+from recorder import CallAgain
 from tiny_run import Averager, run, run_path, same_bits, tiny_classifier, trainer, weights
 
 from classifier import TASKS
@@ -57,6 +58,14 @@ def test_a_task_s_model_is_one_graph_for_all_lengths():
         batch = to_device(collate([dataset[i] for i in rows]), CPU)
         assert forward_tokens(fast, batch).shape == (len(rows), 5)
     assert len(graphs) == 1
+
+
+def test_batches_of_one_shape_get_kernels_of_that_shape(monkeypatch):
+    given = []
+    monkeypatch.setattr("torch.compile", lambda model, dynamic, mode: given.append(dynamic))
+    compiled(Averager(), "default")
+    compiled(Averager(), "default", one_shape=True)
+    assert given == [True, False]
 
 
 def test_a_second_model_of_the_same_kind_has_its_own_hooks(monkeypatch):
@@ -124,15 +133,15 @@ def broken_compiler(path, message: str) -> str:
     return str(script)
 
 
-def test_a_machine_that_cannot_compile_says_so_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_machine_that_cannot_compile_says_so_in_one_line(recorded, tmp_path, monkeypatch):
     missing = "fatal error: Python.h: No such file or directory"
-    monkeypatch.setattr(
-        "torch._inductor.config.cpp.cxx", (None, broken_compiler(tmp_path / "c++", missing))
-    )
+    broken = (None, broken_compiler(tmp_path / "c++", missing))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     torch._dynamo.reset()
-    with pytest.raises(InputError) as stop:
-        run(Averager(), tmp_path, compile="default")
+    with torch._inductor.config.patch("cpp.cxx", broken), pytest.raises(InputError) as stop:
+        recorders = {"cpu": CallAgain} if recorded else {}
+        run(Averager(), tmp_path, compile="default", one_shape=recorded, recorders=recorders)
     message = str(stop.value)
     assert message.startswith("--compile: ") and "leave --compile out" in message
     assert "\n" not in message

@@ -379,12 +379,15 @@ def test_a_run_that_cannot_or_shall_not_be_recorded_is_eager(tmp_path, recorders
     assert any(line in text for text in said) if line else len(said) == 1
 
 
-def test_several_workers_and_a_compiled_network_run_eagerly():
+def test_several_workers_and_a_network_that_is_compiled_for_many_shapes_run_eagerly():
     plain = FitOptions(epochs=1, lr=0.1, metric="dev")
     pair = Worker(torch.device("cpu"), world_size=2)
     assert may_record(plain, WORKER, [], print)
     assert not may_record(plain, pair, [], print)
     assert not may_record(replace(plain, compile="default"), WORKER, [], print)
+    one_shape = replace(plain, compile="default", one_shape=True)
+    assert may_record(one_shape, WORKER, [], print)
+    assert not may_record(replace(one_shape, eager=True), WORKER, [], print)
 
 
 def test_a_technique_that_an_earlier_run_left_in_the_model_counts_too(tmp_path, recorders):
