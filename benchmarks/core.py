@@ -158,6 +158,7 @@ def get_args(argv=None):
         "transformers-bf16": args.bf16,
         "ours-compiled": args.compile,
         "ours-eager": args.use_gpu,
+        "ours-float32": args.use_gpu and args.bf16,
     }
     args.peers = [name for name in args.peers if asked.get(name, True)]
     return args

@@ -22,7 +22,7 @@ from models.base_gpt import read_config
 from paraphrase_detection import answer_tokens, cloze_prompt
 
 READERS = ("starter", "transformers", "transformers-bf16", "ours")
-TRAINERS = (*READERS, "ours-compiled", "ours-eager")
+TRAINERS = (*READERS, "ours-float32", "ours-compiled", "ours-eager")
 GPU_STEPS = 50  # of the optimizer, where nothing bounds them
 
 

@@ -1,5 +1,6 @@
 """One job by all its peers in turns: the check that they do the same, times, memory, the limit."""
 
+import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ import torch
 from benchmarks import counts, limits
 from benchmarks.huggingface import Transformers, TransformersBf16
 from benchmarks.jobs import Job, Settings, Workload
-from benchmarks.peers import Ours, OursCompiled, OursEager, Starter, TorchFused
+from benchmarks.peers import Ours, OursCompiled, OursEager, OursFloat32, Starter, TorchFused
 from benchmarks.timing import Alone, alternate, seconds, summary
 from engine.errors import InputError
 from engine.files import ROOT
@@ -24,6 +25,7 @@ PEERS = {
     "torch-fused": TorchFused,
     "ours-compiled": OursCompiled,
     "ours-eager": OursEager,
+    "ours-float32": OursFloat32,
     "ours": Ours,
 }
 START = {  # what a script of each peer imports before it can answer --help
@@ -31,6 +33,7 @@ START = {  # what a script of each peer imports before it can answer --help
     "transformers": ["-c", "from transformers import GPT2ForSequenceClassification, Trainer"],
     "ours": ["classifier.py", "--help"],
 }
+OPTIONAL = ("ours-compiled", "ours-eager", "ours-float32")  # without them a job is measured, too
 LONG = 120  # seconds: what takes longer is not repeated
 TOLERANCES = {"step": 1e-6}  # of the largest weight, a thousandth of a step; else of logits
 
@@ -42,6 +45,7 @@ class Match:
         self.job, self.settings, self.log = job, settings, log
         self.processes: dict[str, Alone] = {}
         self.skipped: dict[str, str] = {}
+        self.warm: dict[str, dict] = {}
         self.work = Workload(job, settings)
 
     def start(self, names: list[str]) -> None:
@@ -67,13 +71,18 @@ class Match:
             self.processes.pop(name).close()
 
     def _attempt(self, name: str, call):
-        """What the call returns; a peer whose memory does not suffice leaves the match."""
+        """What the call returns; a peer whose memory does not suffice leaves the match, and so does
+        one of ours whose flags this machine refuses, as --compile without a compiler."""
         try:
             return call()
         except (torch.OutOfMemoryError, MemoryError):
             self._leave_out(name, "out of memory")
         except BrokenProcessPool:
             self._leave_out(name, "killed: the system's memory may not have sufficed")
+        except InputError as error:
+            if name not in OPTIONAL:
+                raise
+            self._leave_out(name, f"refused: {error}")
 
     def ask(self, method: str, *arguments) -> dict:
         """Every peer's answer, one after the other."""
@@ -84,8 +93,8 @@ class Match:
         return {name: value for name, value in found.items() if name in self.processes}
 
     def play(self, repeats: int) -> dict[str, list[dict]]:
-        """What each peer reports of each of its turns, after a turn to warm up."""
-        self.ask("run", True)
+        """What each peer reports of each of its turns, after those that get it ready."""
+        self.warm = self.ask("warm_up")
         turns: dict[str, list[dict]] = {name: [] for name in self.processes}
         for _ in range(repeats):
             for name in list(self.processes):
@@ -96,6 +105,23 @@ class Match:
                     check_same_work(name, turn, self.work.expected())
                     turns[name].append(turn)
         return {name: found for name, found in turns.items() if name in self.processes}
+
+    def profile(self, turns: dict[str, list[dict]]) -> dict[str, dict]:
+        """Where the time of each peer's steps goes, where that can be told.
+
+        Trouble in these turns costs no figure of those that were timed.
+        """
+        if self.job.kind != "train" or not self.settings.use_gpu:
+            return {}
+        found = {}
+        for name in self.processes:
+            if turns[name][-1]["seconds"] > LONG:
+                continue
+            try:
+                found[name] = self.processes[name].ask("profile")
+            except (InputError, RuntimeError) as error:
+                self.log(f"{self.job.name}: no figures of {name}'s steps: {error}")
+        return found
 
     def close(self) -> None:
         for process in self.processes.values():
@@ -144,6 +170,7 @@ def measure(job: Job, settings: Settings, names: list[str], *, repeats: int, mac
         differences = check_same_answers(match.ask("answer"), TOLERANCES.get(job.kind, 1e-3))
         turns = match.play(repeats)
         peaks = match.ask("peak_mb")
+        steps = match.profile(turns)
     finally:
         match.close()
     work = match.work
@@ -159,7 +186,15 @@ def measure(job: Job, settings: Settings, names: list[str], *, repeats: int, mac
     if job.kind == "train":
         tokens = sum(map(len, work.tokens(work.rows)))
         row["padding"] = {name: found[-1]["positions"] / tokens for name, found in turns.items()}
-    return row | ({"skipped": match.skipped} if match.skipped else {})
+    if settings.use_gpu:
+        row["warm_up"] = {name: match.warm[name] | late(found) for name, found in turns.items()}
+    more = {"steps": steps, "skipped": match.skipped}
+    return row | {key: found for key, found in more.items() if found}
+
+
+def late(turns: list[dict]) -> dict[str, float]:
+    """What was recorded in the turns that are timed: decoding records anew for each call."""
+    return {"seconds_a_turn": statistics.median(turn["recording_seconds"] for turn in turns)}
 
 
 def limit(work: Workload, settings: Settings, times: dict, machine: dict) -> dict:

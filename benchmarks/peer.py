@@ -16,6 +16,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.jobs import Job, Settings, Workload
+from benchmarks.step_times import Recordings, step_times, traced
 from benchmarks.timing import forget_peak, seconds
 from engine.batches import TokenDataset, collate, to_device
 from engine.devices import peak_mb
@@ -79,11 +80,16 @@ class CountedRows:
 
 
 class Peer:
-    """One side of a job. Subclasses build a model and know how to do each kind of job."""
+    """One side of a job. Subclasses build a model and know how to do each kind of job.
+
+    warm_ups: turns on a GPU before those that are timed.
+    """
+
+    warm_ups = 1
 
     def __init__(self, job: Job, settings: Settings):
         self.job, self.settings, self.device = job, settings, settings.device
-        self.load = Workload(job, settings)
+        self.load, self.recordings = Workload(job, settings), Recordings()
         self.scratch = tempfile.TemporaryDirectory(prefix="bench-core-")
         torch.manual_seed(settings.seed)
         if job.kind == "step":
@@ -160,15 +166,41 @@ class Peer:
 
     def run(self, warm: bool = False) -> dict:
         """Do the job, or a part of it to warm up: {"seconds": …, "rows": …, "steps": …, …}."""
-        rows = self._first_rows() if warm else self.load.rows
-        work = getattr(self, self.job.kind)(rows)
-        self.meter.reset()
-        with contextlib.redirect_stdout(io.StringIO()):
-            elapsed = seconds(work)
+        before = self.recordings.count, self.recordings.seconds
+        elapsed = self._turn(self._first_rows() if warm else self.load.rows, seconds)
+        parts = self.load.steps if self.job.kind == "step" else 1
+        return {
+            "seconds": elapsed / parts,
+            **self.meter.counts,
+            "recordings": self.recordings.count - before[0],
+            "recording_seconds": self.recordings.seconds - before[1],
+        }
+
+    def warm_up(self) -> dict[str, float]:
+        """Get ready to be timed: the seconds that this takes, and those of recording."""
+        count = self.warm_ups if self.settings.use_gpu else 1
+        turns = [self.run(warm=True) for _ in range(count)]
+        kept = ("seconds", "recordings", "recording_seconds")
+        return {key: sum(turn[key] for turn in turns) for key in kept}
+
+    def _turn(self, rows: list[Record], measure: Callable):
+        """What measure(work) returns, of doing the job with these rows."""
+        with self.recordings.watched(), contextlib.redirect_stdout(io.StringIO()):
+            work = getattr(self, self.job.kind)(rows)
+            self.meter.reset()
+            found = measure(work)
         del work
         self._leave_memory_to_others()
-        parts = self.load.steps if self.job.kind == "step" else 1
-        return {"seconds": elapsed / parts, **self.meter.counts}
+        return found
+
+    def profile(self) -> dict[str, float]:
+        """Where the time of a training step goes: two more turns."""
+        return self.step_times() | self._turn(
+            self.load.rows, lambda work: traced(work, self.load.steps, self.device)
+        )
+
+    def step_times(self) -> dict[str, float]:
+        return self._turn(self.load.rows, lambda work: step_times(work, self.device))
 
     def _first_rows(self) -> list[Record]:
         """One batch; on a GPU more, so that most shapes were there once."""

@@ -4,6 +4,7 @@ transformers is in `huggingface.py`.
 """
 
 import math
+import statistics
 import tempfile
 from functools import cached_property
 from unittest import mock
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks import starter, starter_data, starter_model
 from benchmarks.peer import FULL_RATE, HEAD_RATE, TEMPERATURE, TOP_P, CountedRows, Peer
+from benchmarks.step_times import calls_timed
 from classifier import NUM_LABELS
 from engine import completion
 from engine.batches import TokenDataset, forward_tokens, make_loader, next_token_labels
@@ -69,6 +71,10 @@ class Starter(Peer):
             records, self.load.tokenizer, self.job.batch_size, shuffle=shuffle
         )
 
+    def _first_rows(self):
+        """One sonnet, as each of them is written by itself."""
+        return self.load.rows[:1] if self.job.kind == "decode" else super()._first_rows()
+
     def train(self, rows):
         optimizer = starter.StarterAdamW(self.model.parameters(), lr=FULL_RATE)
         loader = self.loader(rows)
@@ -109,7 +115,13 @@ class TorchFused(Peer):
 
 
 class Ours(Peer):
-    """The course's programs as this project has them; no checkpoints of whole models."""
+    """The course's programs as this project has them; no checkpoints of whole models.
+
+    A shape of batches is recorded when it comes for the second time: so all have come twice before
+    the turns that are timed.
+    """
+
+    warm_ups = 2
 
     @classmethod
     def precision(cls, job, settings):
@@ -135,6 +147,15 @@ class Ours(Peer):
 
     def more_flags(self) -> list[str]:
         return []
+
+    def _first_rows(self):
+        return self.load.rows if self.settings.use_gpu else super()._first_rows()
+
+    def step_times(self):
+        """With the host's part of it in the step itself, without the loop around."""
+        with calls_timed(self.trainer, "step") as inside:
+            found = super().step_times()
+        return found | {"step_host_ms": 1000 * statistics.median(inside)}
 
     def counted(self):
         """A network only where Python calls it each time: no hook is there in a replay. What is
@@ -211,6 +232,14 @@ class Ours(Peer):
                 completion.complete(self.model, rows, self.flags)
 
         return work
+
+
+class OursFloat32(Ours):
+    """Ours without `--bf16` and `--tf32`, beside the one with them."""
+
+    @classmethod
+    def precision(cls, job, settings):
+        return "float32"
 
 
 class OursEager(Ours):

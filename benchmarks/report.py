@@ -9,6 +9,7 @@ COLORS = {
     "transformers": "tab:orange",
     "transformers-bf16": "tab:red",
     "torch-fused": "tab:green",
+    "ours-float32": "tab:olive",
     "ours-compiled": "tab:cyan",
     "ours-eager": "tab:pink",
 }
@@ -98,6 +99,26 @@ def limit_table(results: dict) -> str:
             cells += [f"{shares[name]:.0%}" if name in shares else "–" for name in names]
             lines.append(f"| {row['job']} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def step_table(results: dict) -> str:
+    """A row a job and peer whose steps were looked at: where their time goes; "" without any."""
+    lines = [
+        "| job | peer | host, ms | in the step, ms | device, ms | busy, ms | launches | graphs | "
+        "warm-up, s | recording, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    keys = ("host_ms", "step_host_ms", "device_ms", "busy_ms", "launches", "graphs")
+    for row in results["jobs"]:
+        for name, warm in row.get("warm_up", {}).items():
+            step = row.get("steps", {}).get(name, {})
+            cells = [format(step[key], ".3g") if key in step else "–" for key in keys]
+            recorded = f"{warm['recording_seconds']:.2f} ({warm['recordings']:.0f})"
+            if warm["seconds_a_turn"]:
+                recorded += f", each turn {warm['seconds_a_turn']:.2f}"
+            cells += [f"{warm['seconds']:.1f}", recorded if warm["recordings"] else "–"]
+            lines.append(f"| {row['job']} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def machine_table(limits: dict) -> str:

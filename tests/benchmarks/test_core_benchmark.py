@@ -57,6 +57,19 @@ def test_memory_and_limits_have_tables_of_their_own(made_up):
     assert "| 9 × 9 × 9 | 2 |" in report.machine_table(MACHINE)
 
 
+def test_a_table_shows_where_the_time_of_steps_goes(made_up):
+    assert report.step_table(made_up) == ""
+    made_up["jobs"][0]["steps"] = {
+        "ours": {"host_ms": 1.234, "step_host_ms": 0.62, "device_ms": 4.5, "busy_ms": 4.07}
+        | {"launches": 3.0, "graphs": 1.0}
+    }
+    warm = {"seconds": 2.0, "recordings": 0, "recording_seconds": 0.0, "seconds_a_turn": 0.0}
+    made_up["jobs"][0]["warm_up"] = {"starter": warm, "ours": warm | {"recordings": 8}}
+    _, _, starter, ours = report.step_table(made_up).splitlines()
+    assert starter == "| a | starter | – | – | – | – | – | – | 2.0 | – |"
+    assert ours == "| a | ours | 1.23 | 0.62 | 4.5 | 4.07 | 3 | 1 | 2.0 | 0.00 (8) |"
+
+
 def test_the_picture_is_drawn(made_up, tmp_path):
     report.draw(made_up, tmp_path / "core.png")
     assert (tmp_path / "core.png").read_bytes().startswith(b"\x89PNG")
@@ -145,6 +158,29 @@ def test_a_peer_that_runs_out_of_memory_leaves_and_the_others_go_on(
         play = scripted(model_folder, data, starter=Scripted(*turns), ours=others)
         assert list(play.play(2)) == ["ours"]
         assert play.skipped["starter"].startswith(reason)
+
+
+def test_one_of_ours_whose_flags_are_refused_leaves_and_ours_itself_ends_the_run(
+    model_folder, data
+):
+    refused = InputError("--compile: it needs a C++ compiler")
+    compiled = {"ours-compiled": Scripted(refused), "ours": Scripted(turn(1), turn(2))}
+    play = scripted(model_folder, data, **compiled)
+    assert list(play.play(1)) == ["ours"]
+    assert play.skipped["ours-compiled"].startswith("refused: --compile")
+    with pytest.raises(InputError, match="--compile"):
+        scripted(model_folder, data, ours=Scripted(refused)).play(1)
+
+
+def test_only_a_gpu_s_training_steps_are_looked_at_and_trouble_costs_no_times(model_folder, data):
+    figures = {"host_ms": 1.0}
+    turns = {"ours": [turn(2)], "starter": [turn(3)], "transformers": [turn(500)]}
+    peers = {"ours": Scripted(figures), "starter": Scripted(RuntimeError("no profiler"))}
+    found = scripted(model_folder, data, **peers, transformers=Scripted())
+    assert found.profile(turns) == {}
+    object.__setattr__(found.settings, "use_gpu", True)
+    assert found.profile(turns) == {"ours": figures}
+    assert list(found.processes) == ["ours", "starter", "transformers"]
 
 
 def test_the_time_of_a_peer_that_did_less_is_refused(model_folder, data):
