@@ -10,10 +10,11 @@ the same run. Results, with the checkpoint and the hardware named, go to benchma
 each job: an interrupted run goes on where it stopped, and what is there is not run again.
 """
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -77,41 +78,72 @@ class Results:
         jobs = sorted([*others, row], key=lambda r: order.index(r["name"]))
         self.results |= {**facts, "jobs": jobs}
         write_results(self.path, self.results)
-        draw(self.results, self.path.with_suffix(".png"))
+        if importlib.util.find_spec("matplotlib"):  # times are measured without it, too
+            draw(self.results, self.path.with_suffix(".png"))
+
+    def note(self, part: str, found: dict) -> None:
+        """Add to a part of the file that holds no jobs, {name: what was found}."""
+        before = self.results.get(part, {})
+        facts = environment(self.device)
+        found = {
+            n: {**row, **{k: facts[k] for k in ("commit", "date")}} for n, row in found.items()
+        }
+        self.results |= {**facts, part: before | found}
+        write_results(self.path, self.results)
 
 
-def run_size(args, model_size: str, log, may_start: Callable[[], bool] = lambda: True) -> Results:
-    """All jobs with one checkpoint; what is in the file already is left alone.
-
-    may_start: whether there is time for one more job.
-    """
+def open_results(args, model_size: str) -> Results:
+    """The file of a checkpoint's results on this machine."""
     device = start_worker(args.use_gpu).device
     checkpoint = Path(model_size).name
     stem = f"core-gpu-{checkpoint}" if args.use_gpu else "core"
     path = Path(args.out or f"benchmarks/results/{stem}.json")
-    results = Results(path, checkpoint, device, force=args.force)
-    machine = None
-    for name in args.jobs:
-        job = JOBS[name]
-        settings = Settings(
+    return Results(path, checkpoint, device, force=args.force)
+
+
+class Jobs:
+    """The jobs with one checkpoint; what is in the file already is left alone."""
+
+    def __init__(self, args, model_size: str, results: Results, log):
+        self.args, self.results, self.log = args, results, log
+        self.settings = Settings(
             model_size, args.data_dir, args.use_gpu, args.bf16, args.seed, args.batches
         )
+
+    def run(self, name: str, may_start: Callable[[], bool] = lambda: True) -> bool:
+        """One job; False if there was no time for it. may_start: whether there is."""
+        job, args = JOBS[name], self.args
         names = [peer for peer in job.peers if peer in args.peers]
-        kept = {"batches": settings.batches_of(job), "repeats": args.repeats, "bf16": args.bf16}
-        kept |= {"seed": args.seed, "peers": names}
-        if not names or results.has(name, kept):
-            log(f"{name}: {'in the file already' if names else 'none of these peers does it'}")
-            continue
+        kept = {"batches": self.settings.batches_of(job), "repeats": args.repeats}
+        kept |= {"bf16": args.bf16, "seed": args.seed, "peers": names}
+        if not names or self.results.has(name, kept):
+            self.log(f"{name}: {'in the file already' if names else 'none of these peers does it'}")
+            return True
         if not may_start():
-            log(f"{name}: no time left: the same command goes on here")
-            break
-        if machine is None:
-            config = Workload(JOBS["step"], settings).config
-            machine = results.results["limits"] = alone(limits.measure, config, args.use_gpu)
-            log(machine_table(machine))
-        row = measure(job, settings, names, repeats=args.repeats, machine=machine, log=log)
-        results.add(name, kept, row)
-        log(table({"jobs": [row]}).splitlines()[-1])
+            self.log(f"{name}: no time left: the same command goes on here")
+            return False
+        how = {"repeats": args.repeats, "machine": self.machine, "log": self.log}
+        row = measure(job, self.settings, names, **how)
+        self.results.add(name, kept, row)
+        self.log(table({"jobs": [row]}).splitlines()[-1])
+        return True
+
+    @cached_property
+    def machine(self) -> dict:
+        """The machine's limits, measured before the first job."""
+        config = Workload(JOBS["step"], self.settings).config
+        found = alone(limits.measure, config, self.args.use_gpu)
+        self.results.results["limits"] = found
+        self.log(machine_table(found))
+        return found
+
+
+def run_size(args, model_size: str, log) -> Results:
+    """All jobs with one checkpoint."""
+    results = open_results(args, model_size)
+    jobs = Jobs(args, model_size, results, log)
+    for name in args.jobs:
+        jobs.run(name)
     return results
 
 

@@ -70,6 +70,14 @@ def test_a_table_shows_where_the_time_of_steps_goes(made_up):
     assert ours == "| a | ours | 1.23 | 0.62 | 4.5 | 4.07 | 3 | 1 | 2.0 | 0.00 (8) |"
 
 
+def test_without_matplotlib_there_is_no_picture(
+    fake_measure, model_folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(core.importlib.util, "find_spec", lambda name: None)
+    run(model_folder, data, tmp_path / "core.json", "--jobs", "step")
+    assert [path.name for path in tmp_path.iterdir()] == ["core.json"]
+
+
 def test_the_picture_is_drawn(made_up, tmp_path):
     report.draw(made_up, tmp_path / "core.png")
     assert (tmp_path / "core.png").read_bytes().startswith(b"\x89PNG")
