@@ -128,6 +128,12 @@ def summary(results: dict) -> str:
     return "\n\n".join([part for part in parts if part] + [table(results)])
 
 
+def page(results: dict) -> str:
+    """The tables of a results file as docs/results.md has them."""
+    parts = [table(results), whole_commands.command_table(results), step_table(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
 def default_data() -> str:
     there = (ROOT / "data" / data_file("sst", "train")).exists()
     return str(ROOT / "data" if there else ROOT / "data" / "sample")

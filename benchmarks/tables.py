@@ -22,8 +22,10 @@ from engine.files import ROOT, atomic_write
 
 from benchmarks import (
     core,
+    epochs_table,
     extension_tables,
     extensions,
+    gpu,
     pretrain,
     report,
     scaling_curves,
@@ -58,7 +60,8 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
     "docs/results.md": {
         "core": ("core", core.table),
         "core_memory": ("core", report.memory_table),
-        "gpu": ("gpu", core.table),
+        "gpu": ("gpu", gpu.page),
+        "gpu-before-recording": ("gpu-before-recording", core.table),
         "core-bf16": ("core-bf16", core.table),
         "core-compiled": ("core-compiled", core.table),
         "scaling": ("scaling", scaling_curves.table),
@@ -70,6 +73,7 @@ TABLES: dict[str, dict[str, tuple[str, Callable[[dict], str]]]] = {
         "followups": ("followups", of_runs(partial(studies.one_by_one, "followups"), True)),
         "gpt2": ("gpt2", of_runs(partial(studies.one_by_one, "gpt2"), True)),
         "pretrain": ("pretrain", pretrain.table),
+        "pretrain-gpu": ("pretrain-gpu", epochs_table.table),
         "storm": ("storm", storm_table.table),
     },
     "extensions/README.md": {
