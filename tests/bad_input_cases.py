@@ -127,7 +127,8 @@ TABLES = [
 
 TEXTS = [
     sst("sentence empty", "id-b|0 tokens", FINE, "1\tid-b\t \t1"),
-    *value("cps", "--max_length", "0 513", "expected from 1 to 512"),
+    *value("cps", "--max_length", "0", "expected at least 1"),
+    *value("cps", "--max_length", "513", "expected from 1 to 512"),
     *flag("p", "--max_length 8", "data/quora-train.csv|tokens, expected 1 to 8"),
     file("prompt too long", "s", HELD_OUT, "7: |511", "7\n\n" + "z! " * 400),
 ]
@@ -137,7 +138,7 @@ CHECKPOINTS = [
     for p in TASKS
     for path, said in (
         ("nowhere.safetensors", "no such checkpoint"),
-        ("data", "train again"),
+        ("data", "a folder, expected a file: give its best.safetensors"),
         ("a-file", "train again"),
         ("empty-file", "train again"),
         ("pickle.pt", "train again"),
