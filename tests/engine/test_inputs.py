@@ -21,8 +21,9 @@ RUNS = {  # of tasks whose backbone is frozen, by the part that is trained
     "head": ["classifier", *SST],
 }
 WHOLE = ["classifier", *SST, "--fine-tune-mode", "full-model"]
+EXTENSION = ["--extension", "lora:rank=2"]
 if "lora" in techniques():  # it is not there where the core is alone
-    RUNS["lora"] = [*WHOLE, "--extension", "lora:rank=2"]
+    RUNS["lora"] = [*WHOLE, *EXTENSION]
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,7 @@ def use(name: str, how: str) -> list[str]:
     words = [*{**RUNS, "whole": WHOLE}[name], "--runs_dir", name]
     if how == "--resume":
         return [*words, "--resume"]
+    words = [word for word in words if word not in EXTENSION]  # the checkpoint knows it
     return [*words, "--checkpoint", str(run_path(name, "*/best.safetensors"))]
 
 
