@@ -14,7 +14,6 @@ from engine.prediction_files import ANSWER_TOKENS
 from engine.records import NUM_LABELS, data_file, read_pairs, read_sentiment, read_sonnets
 from engine.sonnets import opening_lines, partners
 from evaluation import sonnet_report
-from programs.grpo.rewards import Rewards, known_lines, rewards
 from studies.data import GOLD, SMALL, SONNETS
 from studies.entries import metric_of
 from studies.job import SCHEDULE, Job, lines_of
@@ -185,6 +184,8 @@ def written(job: Job) -> dict[str, float]:
 
 def rewarded(job: Job) -> dict[str, float]:
     """The mean reward of the same file, and its part for rhymes."""
+    from programs.grpo.rewards import Rewards, known_lines, rewards
+
     known = known_lines(read_sonnets(job.data / SONNETS))
     generated = read_sonnets(job.folder / "dev.txt")
     found = [rewards(sonnet.text, len(opening_lines(sonnet)), known) for sonnet in generated]
