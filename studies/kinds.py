@@ -150,10 +150,9 @@ def decoding(job: Job) -> Made:
 
     task_flags: what the draft of speculative decoding is trained with, beside the study's flags.
     """
-    words = ["--checkpoint", job.checkpoint(job.seed), "--strategy", *flags_of(job)]
-    words += ["--seed", job.seed, "--data_dir", job.data, *outputs(job)]
     draft = job.task_flags and ["--draft", job.checkpoint(job.seed, *job.task_flags)]
-    job.program("decoding", *words, *draft, *job.gpu)
+    words = ["--strategy", *flags_of(job), *continuing(job, job.checkpoint(job.seed)), *draft]
+    job.program("decoding", *words, *job.gpu)
     figures = {**written(job), "seconds": job.seconds}
     return figures | ({"accepted": accepted_share(job)} if draft else {}), []
 
@@ -166,12 +165,14 @@ def accepted_share(job: Job) -> float:
 
 def write(job: Job, path: Path) -> None:
     """Let the sonnets' program continue the dev sonnets."""
-    words = ["--checkpoint", path, "--seed", job.seed, "--data_dir", job.data, *outputs(job)]
-    job.start("sonnet_generation.py", *words, *job.gpu)
+    job.start("sonnet_generation.py", *continuing(job, path), *job.gpu)
 
 
-def outputs(job: Job) -> list:
-    return ["--dev_sonnet_out", job.folder / "dev.txt", "--sonnet_out", job.folder / "other.txt"]
+def continuing(job: Job, path: Path) -> list:
+    """The flags with which a program continues sonnets by a checkpoint."""
+    words = ["--checkpoint", path, "--seed", job.seed, "--data_dir", job.data]
+    outputs = ["--dev_sonnet_out", job.folder / "dev.txt", "--sonnet_out", job.folder / "other.txt"]
+    return words + outputs
 
 
 def written(job: Job) -> dict[str, float]:
