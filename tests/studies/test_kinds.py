@@ -27,6 +27,7 @@ QUICK = {  # contestants of each study that make no difference to how its runs a
     "augment-sst": ("plain", "swap"),
     "quantize-sst": ("plain", "int4 by gptq"),
     "preferences-sonnet": ("plain", "dpo"),
+    "preferences-paraphrase": ("plain", "orpo"),
     "grpo-sonnet": ("grpo",),
     "distill-sst": ("plain", "3 teachers"),
     "speculative-sonnet": ("plain", "speculative:gamma=2"),
