@@ -1,6 +1,7 @@
 """A run of `fit` small enough to be checked by hand: a linear layer on mean embeddings."""
 
 import contextlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 import classifier
 from config import GPT2Config
 from engine.batches import TokenDataset, forward_tokens, make_loader
-from engine.checkpoint import RunFolder
+from engine.checkpoint import RunFolder, load_tree
 from engine.options import FitOptions
 from engine.settings import Settings
 from engine.trainer import Trainer
@@ -168,3 +169,12 @@ def run_path(root, pattern: str = "*") -> Path:
     """The one run in a folder of runs."""
     [path] = Path(root).glob(pattern)
     return path
+
+
+def assert_same_results(one, other) -> None:
+    """Two folders of one run each have the same best weights, bit for bit, and the same figures."""
+    best = [load_tree(run_path(root, "*/best.safetensors"))["model"] for root in (one, other)]
+    assert same_bits(*best)
+    lines = [run_path(root, "*/metrics.jsonl").read_text("utf-8") for root in (one, other)]
+    figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
+    assert figures[0] == figures[1]

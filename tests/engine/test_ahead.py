@@ -1,7 +1,6 @@
 """Batches put together in a thread: the same run, and no thread that outlives its epoch."""
 
 import gc
-import json
 import threading
 import time
 import traceback
@@ -10,11 +9,10 @@ import pytest
 import torch
 from children import in_child
 from course_files import call_main, work_in, write_course, write_model
-from tiny_run import Averager, interrupt_after_save, run, run_path, same_bits, weights
+from tiny_run import Averager, assert_same_results, interrupt_after_save, run, same_bits, weights
 
 from engine.ahead import ahead, groups_of
 from engine.batches import collate
-from engine.checkpoint import load_tree
 from engine.signals import Stopped
 from engine.trainer import Trainer
 
@@ -187,11 +185,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(task, tmp_path, monkeypatch
         call_main(patch, task, *words, "--runs_dir", "cut")
     assert threads() == []
     call_main(monkeypatch, task, *words, "--runs_dir", "cut", "--resume")
-    one, other = (load_tree(run_path(f, "*/best.safetensors")) for f in ("demand", "cut"))
-    assert same_bits(one["model"], other["model"])
-    lines = [run_path(f, "*/metrics.jsonl").read_text("utf-8") for f in ("demand", "cut")]
-    figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
-    assert figures[0] == figures[1]
+    assert_same_results("demand", "cut")
 
 
 @pytest.mark.parametrize("error", [Stopped(15), KeyboardInterrupt(), OSError("no space left")])

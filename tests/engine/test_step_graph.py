@@ -1,6 +1,5 @@
 """Recorded steps: the eager loop's losses and weights, whatever is recorded, and when."""
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -13,10 +12,10 @@ from recorder import CallAgain, Capture
 from technique_cases import those_whose
 from tiny_run import (
     Averager,
+    assert_same_results,
     examples,
     interrupt_after_save,
     run,
-    run_path,
     same_bits,
     summed_loss,
     tiny_classifier,
@@ -26,7 +25,6 @@ from tiny_run import trainer as new_trainer
 
 import classifier
 from engine.batches import TokenDataset, collate, make_loader
-from engine.checkpoint import load_tree
 from engine.errors import InputError
 from engine.extension import Extension, apply_extensions, load_extensions
 from engine.options import FitOptions
@@ -483,11 +481,7 @@ def test_a_recorded_task_resumes_to_the_same_bits(task, place, monkeypatch, reco
         interrupt_after_save(patch, epoch=1, step=1)
         call_main(patch, task, *words, "--runs_dir", "cut")
     call_main(monkeypatch, task, *words, "--runs_dir", "cut", "--resume")
-    whole, cut = (load_tree(run_path(f, "*/best.safetensors")) for f in ("whole", "cut"))
-    assert same_bits(whole["model"], cut["model"])
-    lines = [run_path(f, "*/metrics.jsonl").read_text("utf-8") for f in ("whole", "cut")]
-    figures = [[{**json.loads(x), "seconds": 0} for x in text.splitlines()] for text in lines]
-    assert figures[0] == figures[1]
+    assert_same_results("whole", "cut")
     made.clear()
     call_main(monkeypatch, task, *words, "--runs_dir", "eager", "--eager")
     assert made == []
