@@ -1,6 +1,7 @@
 """Which code a submission holds: what its programs import, and the regular files beside that."""
 
 import ast
+import functools
 import importlib.util
 import subprocess
 import sys
@@ -22,6 +23,9 @@ FURTHER_CODE = (
 )
 
 
+_parsed = functools.cache(ast.parse)  # a submission is looked through several times
+
+
 def required_code(root: Path) -> list[str]:
     """What a submission needs to run: the course's programs, and all that they import of the tree.
 
@@ -39,7 +43,7 @@ def required_code(root: Path) -> list[str]:
 def _imported_files(root: Path, name: str) -> list[str]:
     """The files of the tree that a module imports at its top level, be they there or not."""
     try:
-        tree = ast.parse((root / name).read_bytes())
+        tree = _parsed((root / name).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []  # a missing file is told by `check`
     found = []
