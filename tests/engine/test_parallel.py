@@ -76,18 +76,28 @@ classifier.main()
 """
 
 
+@pytest.fixture
+def pair(monkeypatch):
+    """Runs classifier.py in two forked processes, which begin at once; torchrun takes seconds."""
+    return lambda *words: in_workers(lambda: call_main(monkeypatch, "classifier", *words))
+
+
+def dropping(how: list[str]) -> list[str]:
+    """Flags of a run with dropout, for which each process has a random state of its own."""
+    _, *words = flags_of("sst", 4)
+    words[words.index("--hidden_dropout_prob") + 1] = "0.3"
+    return words + how
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["--shard"]])
-def test_two_processes_that_were_killed_resume_to_the_same_bits(how, place):
-    program, *words = [*flags_of("sst", 4), *how]
-    words[words.index("--hidden_dropout_prob") + 1] = "0.3"  # each has a random state of its own
-    words += ["--save_minutes", "0"]
-    script = ROOT / f"{program}.py"
-    assert torchrun(script, *words, "--runs_dir", "whole").returncode == 0
+def test_two_processes_that_were_killed_resume_to_the_same_bits(how, place, pair):
+    words = [*dropping(how), "--save_minutes", "0"]
+    pair(*words, "--runs_dir", "whole")
     killed = torchrun(write("killer.py", KILLER), *words, "--runs_dir", "killed")
     assert killed.returncode != 0
     assert load_tree(run_path("killed", "*/last.safetensors"))["progress"]["epoch"] == 1
-    assert torchrun(script, *words, "--runs_dir", "killed", "--resume").returncode == 0
+    pair(*words, "--runs_dir", "killed", "--resume")
     whole, resumed = (
         load_tree(run_path(folder, "*/best.safetensors"))["model"] for folder in ("whole", "killed")
     )
@@ -118,18 +128,16 @@ classifier.main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [[], ["--shard"]])
-def test_a_cluster_that_stops_torchrun_finds_the_run_saved(how, place):
+def test_a_cluster_that_stops_torchrun_finds_the_run_saved(how, place, pair):
     """torchrun hands SIGTERM on; the run ends in its second epoch, and goes on to the same bits."""
-    program, *words = [*flags_of("sst", 4), *how]
-    words[words.index("--hidden_dropout_prob") + 1] = "0.3"
-    script = ROOT / f"{program}.py"
-    assert torchrun(script, *words, "--runs_dir", "whole").returncode == 0
+    words = dropping(how)
+    pair(*words, "--runs_dir", "whole")
     stopped = torchrun(write("preempted.py", PREEMPTED), *words, "--runs_dir", "stopped")
     assert stopped.returncode != 0
     assert stopped.stderr.count("stopped by SIGTERM: what was saved is whole") == 1
     progress = load_tree(run_path("stopped", "*/last.safetensors"))["progress"]
     assert progress["epoch"] == 1 and progress["step"] > 0
-    assert torchrun(script, *words, "--runs_dir", "stopped", "--resume").returncode == 0
+    pair(*words, "--runs_dir", "stopped", "--resume")
     whole, resumed = (
         load_tree(run_path(folder, "*/last.safetensors"))["model"]
         for folder in ("whole", "stopped")
