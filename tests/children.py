@@ -13,6 +13,11 @@ import torch
 
 from engine import files, parallel
 
+LIBRARIES = (
+    *("torch._dynamo", "torch.distributed.fsdp"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.gpt2.modeling_gpt2"),
+)
+
 
 def skip_if_cuda() -> None:
     """Skip a test that forks where there is a GPU: CUDA's state does not survive a fork.
@@ -24,9 +29,16 @@ def skip_if_cuda() -> None:
         pytest.skip("CUDA does not survive a fork: set CUDA_VISIBLE_DEVICES= to run this test")
 
 
+def load_libraries() -> None:
+    """Import, once and not in each forked process, what takes programs seconds."""
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
+
 def in_child(action) -> int:
     """Run in a forked process; returns how it ended, as `os.waitpid` says."""
     skip_if_cuda()
+    load_libraries()
     child = os.fork()
     if child == 0:
         code = 99
@@ -57,8 +69,7 @@ def at_write(monkeypatch, number: int, action) -> None:
 
 def in_workers(action, count: int = 2, seconds: float = 120) -> None:
     """Run in forked processes, as torchrun would start them; all must end well, and in time."""
-    for name in ("torch.distributed.fsdp", "torch._dynamo"):
-        importlib.import_module(name)  # once, and not in each process
+    load_libraries()
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

@@ -1,12 +1,13 @@
 """The tests that students get: each passes when its blank is filled, and names a mistake."""
 
-import subprocess
+import os
 import sys
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from children import in_child
 
 from course.handout.blanks import BLANKS
 from course.handout.starter import write_starter
@@ -15,11 +16,29 @@ from engine.files import ROOT
 pytestmark = pytest.mark.slow  # a process each
 
 
+def is_ours(path: str) -> bool:
+    return Path(path).resolve().is_relative_to(ROOT) and "site-packages" not in path
+
+
+def forget_ours() -> None:
+    """None of this repository's modules is loaded, or can be."""
+    sys.path[:] = [path for path in sys.path if not is_ours(path)]
+    for name, module in list(sys.modules.items()):
+        if is_ours(getattr(module, "__file__", None) or "/"):
+            del sys.modules[name]
+
+
 def run_tests(folder: Path, *words: str) -> dict[tuple[str, str], str]:
     """(test file, test) -> "" if it passed, else the first line of its error."""
     report = folder.with_suffix(".xml")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    subprocess.run([*command, f"--junitxml={report}", *words], cwd=folder, capture_output=True)
+
+    def run() -> None:
+        os.chdir(folder)
+        forget_ours()
+        pytest.main(["-p", "no:cacheprovider", "--tb=line", f"--junitxml={report}", *words])
+
+    report.unlink(missing_ok=True)
+    in_child(run)
     found = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         wrong = [part.get("message", "") for part in case if part.tag in ("failure", "error")]
