@@ -24,15 +24,14 @@ from studies.runner import Runner
 
 SAMPLE = ROOT / "data" / "sample"
 QUICK = {  # contestants of each study that make no difference to how its runs are made
-    "augment-sst": ("plain", "swap"),
+    "augment-sst": ("swap",),
     "quantize-sst": ("plain", "int4 by gptq"),
     "preferences-sonnet": ("plain", "dpo"),
-    "preferences-paraphrase": ("plain", "orpo"),
+    "preferences-paraphrase": ("orpo",),
     "grpo-sonnet": ("grpo",),
     "distill-sst": ("plain", "3 teachers"),
     "speculative-sonnet": ("plain", "speculative:gamma=2"),
     "ensemble-paraphrase": ("plain", "2 seeds in both orders"),
-    "modes-sst": ("last-linear-layer", "full-model"),
     "pretraining-paraphrase": ("random weights", "bag of words"),
     "search-sst": ("plain", "the best trial's flags", "the best trial itself"),
     "optimizers-sst": ("adamw", "muon"),
@@ -40,55 +39,58 @@ QUICK = {  # contestants of each study that make no difference to how its runs a
 SHORT = "--epochs 1 --dev_samples 1 --max_new_tokens 16"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    shape = {"hidden_size": 64, "positions": 1024}  # int4 has groups of 64 inputs
-    return write_model(tmp_path_factory.mktemp("tiny"), **shape)
-
-
-def done(name: str, model, folder) -> list[dict]:
-    """The records of a study, its budget cut to one epoch of a few rows."""
-    [study] = load([name], model=str(model))
-    few = tuple(study.contestant(one) for one in QUICK[name])
-    if name == "grpo-sonnet":
-        few = [replace(one, flags=f"{one.flags} {SHORT}") for one in few]
-    epochs = [] if name.startswith("augment") else ["--epochs 1"]
+def shortened(study):
+    """Its budget cut to one epoch, and its contestants to the quick ones."""
+    few = tuple(study.contestant(name) for name in QUICK[study.name])
+    if study.name == "grpo-sonnet":
+        few = tuple(replace(one, flags=f"{one.flags} {SHORT}") for one in few)
+    epochs = [] if study.name.startswith("augment") else ["--epochs 1"]
     flags = " ".join([study.flags, *epochs])
-    seeds = (1, 2) if name.startswith(("ensemble", "search")) else (1,)
-    study = replace(study, contestants=few, flags=flags, bf16=False, seeds=seeds, lrs=study.lrs[:1])
-    records = Records(folder / "results")
-    args = {"limit": 8, "use_gpu": False, "jobs": 2, "storage": None, "data_dir": SAMPLE}
-    Runner([study], records, SimpleNamespace(**args, folder=str(folder))).run()
-    return records.read(study.suite)
+    seeds = (1, 2) if study.name.startswith(("ensemble", "search")) else (1,)
+    lrs = study.lrs[:1]
+    return replace(study, contestants=few, flags=flags, bf16=False, seeds=seeds, lrs=lrs)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", QUICK)
-def test_a_study_for_real(name, model, tmp_path, monkeypatch):
-    if name == "search-sst":
-        pytest.importorskip("optuna", reason="optional")
-        monkeypatch.setattr(kinds, "TRIALS", 1)
+def test_every_kind_for_real(tmp_path, monkeypatch):
+    """On a few rows; the studies share what checkpoints they need, as ever."""
+    pytest.importorskip("optuna", reason="optional")
+    monkeypatch.setattr(kinds, "TRIALS", 1)
     monkeypatch.setattr("programs.quantize.job.TIMED_ROUNDS", 1)
-    records = done(name, model, tmp_path)
-    assert {record["contestant"] for record in records} == set(QUICK[name])
-    for record in records:
-        assert record["seconds"] > 0 and record["peak_mb"] > 50
-        assert record["commands"] and all(line.startswith("python ") for line in record["commands"])
-        for metric, value in record["figures"].items():
-            low, high = {"dev_perplexity": (1, 1e5), "chrf": (0, 100)}.get(metric, (0, 99))
-            assert low <= value <= high
-        if record["epochs"] and not name.startswith("augment"):  # that has the last epoch's
-            [(metric, value)] = record["figures"].items()
-            best = min if metric == "train_loss" else max
-            assert value == best(epoch[metric] for epoch in record["epochs"])
-    if name == "quantize-sst":
-        sizes = {each["contestant"]: each["figures"]["megabytes"] for each in records}
-        assert sizes["plain"] > 1.2 * sizes["int4 by gptq"]
-    if name == "search-sst":
-        [best] = [each for each in records if each["contestant"] == "the best trial itself"]
-        [tuned] = [each for each in records if each["contestant"] == "the best trial's flags"]
-        words = shlex.split(tuned["commands"][-1])
-        assert float(words[words.index("--lr") + 1]) == best["figures"]["lr"]
+    model = write_model(tmp_path, hidden_size=64, positions=1024)  # int4 has groups of 64 inputs
+    studies = [shortened(study) for study in load(list(QUICK), model=str(model))]
+    records, work = Records(tmp_path / "results"), str(tmp_path / "work")
+    args = {"limit": 8, "use_gpu": False, "jobs": 2, "storage": None, "data_dir": SAMPLE}
+    Runner(studies, records, SimpleNamespace(**args, folder=work)).run()
+    found = [record for suite in {s.suite for s in studies} for record in records.read(suite)]
+    for name, contestants in QUICK.items():
+        of_it = [record for record in found if record["study"] == name]
+        assert {record["contestant"] for record in of_it} == set(contestants), name
+        for record in of_it:
+            check(record)
+    quantized = figures(found, "quantize-sst")
+    assert quantized["plain"]["megabytes"] > 1.2 * quantized["int4 by gptq"]["megabytes"]
+    [tuned] = [each for each in found if each["contestant"] == "the best trial's flags"]
+    words = shlex.split(tuned["commands"][-1])
+    best = figures(found, "search-sst")["the best trial itself"]
+    assert float(words[words.index("--lr") + 1]) == best["lr"]
+
+
+def check(record: dict) -> None:
+    """Its figures are possible, and those of its best epoch."""
+    assert record["seconds"] > 0 and record["peak_mb"] > 50
+    assert record["commands"] and all(line.startswith("python ") for line in record["commands"])
+    for metric, value in record["figures"].items():
+        low, high = {"dev_perplexity": (1, 1e5), "chrf": (0, 100)}.get(metric, (0, 99))
+        assert low <= value <= high, (record["study"], metric)
+    if record["epochs"] and record["study"] != "augment-sst":  # that has the last epoch's
+        [(metric, value)] = record["figures"].items()
+        best = min if metric == "train_loss" else max
+        assert value == best(epoch[metric] for epoch in record["epochs"])
+
+
+def figures(records: list[dict], study: str) -> dict[str, dict]:
+    return {each["contestant"]: each["figures"] for each in records if each["study"] == study}
 
 
 def test_each_kind_is_tried():
