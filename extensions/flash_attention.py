@@ -13,8 +13,9 @@ Z is dropout, 0 or 1 / (1 − p); the backward pass draws it again from the seed
 appendix B.4). So memory grows with t, not t², and tiles that lie in the future are left out.
 
 Differs from the paper in that the text below is PyTorch, for reading and for machines without a
-GPU: it saves memory, not time; the kernels for GPUs are in engine/fast. A seed for each tile
-stands for the generator's state, and a query whose every key is hidden gets 0.
+GPU: it saves memory, not time; the kernels for GPUs are in engine/fast. A number that is drawn once
+stands for the generator's state: a weight is dropped by a hash of it, of head, query and key. And a
+query whose every key is hidden gets 0.
 
     python classifier.py --use_gpu --fine-tune-mode full-model --extension flash_attention
 """
@@ -40,6 +41,7 @@ class FlashAttention(Extension):
     block: int = 128
     kernel: str = "auto"
 
+    recordable = True
     shardable = True
 
     def __post_init__(self):
@@ -74,7 +76,7 @@ def flash_attention(
     hidden = None
     if padding_mask is not None:
         hidden = (padding_mask[:, 0, 0] < 0).expand(len(query), s)
-    seed = int(torch.randint(2**63 - 1, (), device="cpu")) if dropout else 0
+    seed = torch.randint(2**31, (1,), device=query.device) if dropout else None
     tiles = Tiles(t, s, block, hidden=hidden, lengths=lengths, dropout=dropout, seed=seed)
     forward, backward = passes(kernel, query)
     return _Flash.apply(query, key, value, tiles, forward, backward)
@@ -112,7 +114,7 @@ class Tiles:
     hidden: torch.Tensor | None = None  # (b, s), true where nobody sees the key
     lengths: torch.Tensor | None = None  # (b,)
     dropout: float = 0.0
-    seed: int = 0
+    seed: torch.Tensor | None = None  # (1,)
 
     def rows(self) -> list[slice]:
         """Blocks of queries."""
@@ -136,12 +138,37 @@ class Tiles:
 
     def kept(self, scores, rows: slice, columns: slice):
         """Z of one tile, the same whenever it is asked for."""
-        if not self.dropout:
+        if self.seed is None:
             return 1.0
-        generator = torch.Generator(scores.device)
-        generator.manual_seed(self.seed + rows.start * self.s + columns.start)
-        draws = torch.rand(scores.shape, generator=generator, device=scores.device)
+        heads, i, j = (
+            torch.arange(start, stop, device=scores.device)
+            for start, stop in (
+                (0, scores.shape[:2].numel()),
+                (rows.start, rows.stop),
+                (columns.start, columns.stop),
+            )
+        )
+        places = (heads[:, None, None] * self.t + i[:, None]) * self.s + j
+        draws = uniform(self.seed, places).view(scores.shape)
         return (draws >= self.dropout).to(scores.dtype) / ((1 - self.dropout) or 1)
+
+
+def uniform(seed, places):
+    """A number in [0, 1) for each place, ints, by SplitMix64 (Steele et al. 2014)."""
+    bits = places * _signed(0x9E3779B97F4A7C15) + seed
+    bits = bits.bitwise_xor_(_shifted(bits, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    bits = bits.bitwise_xor_(_shifted(bits, 27)).mul_(_signed(0x94D049BB133111EB))
+    return _shifted(bits, 40) / 2**24  # its last step changes only lower bits
+
+
+def _signed(word: int) -> int:
+    """64 bits as torch has them."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(bits, by: int):
+    """To the right, with zeros from the left."""
+    return (bits >> by).bitwise_and_(2 ** (64 - by) - 1)
 
 
 def _blocks(stop: int, size: int) -> list[slice]:

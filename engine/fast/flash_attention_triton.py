@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 MOST_ROWS, MOST_BYTES = 64, 8192  # of a block: more would not stay in registers
-CHANGING = ["t", "s", "seed"]  # compile nothing for values of these
+CHANGING = ["t", "s"]  # compile nothing for values of these
 
 
 @triton.jit
@@ -43,6 +43,15 @@ def real_keys(lengths, batch, s):
     if lengths is not None:
         length = tl.load(lengths + batch)
     return length
+
+
+@triton.jit
+def seed_of_head(seed, group):
+    """The number that the draws of one head of one row of the batch begin with."""
+    number = group.to(tl.int64)
+    if seed is not None:
+        number += tl.load(seed)
+    return number
 
 
 @triton.jit
@@ -75,7 +84,7 @@ def forward_kernel(
     batch, shift, stride = group // heads, s - t, heads * HEAD
     at_queries = batch.to(tl.int64) * t * stride + group % heads * HEAD
     at_keys = batch.to(tl.int64) * s * stride + group % heads * HEAD
-    length = real_keys(lengths, batch, s)
+    length, draws = real_keys(lengths, batch, s), seed_of_head(seed, group)
     rows = start + tl.arange(0, BLOCK)
     queries = load_rows(query + at_queries, rows, t, stride, HEAD, PADDED)
     largest = tl.full([BLOCK], -3.4e38, tl.float32)  # no score is as low, and it is finite
@@ -94,7 +103,7 @@ def forward_kernel(
         shrink = tl.exp(largest - now)
         total = shrink * total + tl.sum(weights, 1)
         if DROPS:
-            weights = drop(weights, i, j, s, dropout, seed + group)
+            weights = drop(weights, i, j, s, dropout, draws)
         added = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         sums = shrink[:, None] * sums + added
         largest = now
@@ -129,7 +138,7 @@ def query_gradient_kernel(
     batch, shift, stride = group // heads, s - t, heads * HEAD
     at_queries = batch.to(tl.int64) * t * stride + group % heads * HEAD
     at_keys = batch.to(tl.int64) * s * stride + group % heads * HEAD
-    length = real_keys(lengths, batch, s)
+    length, draws = real_keys(lengths, batch, s), seed_of_head(seed, group)
     rows = start + tl.arange(0, BLOCK)
     queries = load_rows(query + at_queries, rows, t, stride, HEAD, PADDED)
     grads = load_rows(grad + at_queries, rows, t, stride, HEAD, PADDED)
@@ -148,7 +157,7 @@ def query_gradient_kernel(
         weights = tl.exp(scores - log_total)
         d_weights = tl.dot(grads, tl.trans(values), input_precision="ieee")
         if DROPS:
-            d_weights = drop(d_weights, i, j, s, dropout, seed + group)
+            d_weights = drop(d_weights, i, j, s, dropout, draws)
         d_scores = weights * (d_weights - row_sum)
         total += tl.dot(d_scores.to(keys.dtype), keys, input_precision="ieee")
     store_rows(d_query + at_queries, total * scale, rows, t, stride, HEAD, PADDED)
@@ -165,7 +174,7 @@ def key_gradient_kernel(
     batch, shift, stride = group // heads, s - t, heads * HEAD
     at_queries = batch.to(tl.int64) * t * stride + group % heads * HEAD
     at_keys = batch.to(tl.int64) * s * stride + group % heads * HEAD
-    length = real_keys(lengths, batch, s)
+    length, draws = real_keys(lengths, batch, s), seed_of_head(seed, group)
     columns = start + tl.arange(0, BLOCK)
     keys = load_rows(key + at_keys, columns, s, stride, HEAD, PADDED)
     values = load_rows(value + at_keys, columns, s, stride, HEAD, PADDED)
@@ -185,8 +194,8 @@ def key_gradient_kernel(
         dropped = weights
         d_weights = tl.dot(values, tl.trans(grads), input_precision="ieee")
         if DROPS:
-            dropped = drop(weights, i, j, s, dropout, seed + group)
-            d_weights = drop(d_weights, i, j, s, dropout, seed + group)
+            dropped = drop(weights, i, j, s, dropout, draws)
+            d_weights = drop(d_weights, i, j, s, dropout, draws)
         value_total += tl.dot(dropped.to(grads.dtype), grads, input_precision="ieee")
         d_scores = weights * (d_weights - row_sum)
         key_total += tl.dot(d_scores.to(queries.dtype), queries, input_precision="ieee")

@@ -20,6 +20,7 @@ from extensions.flash_attention import (
     passes,
     tiled_backward,
     tiled_forward,
+    uniform,
 )
 from extensions.prefix import Prefix
 from extensions.sliding_window import SlidingWindow
@@ -169,7 +170,8 @@ def test_memory_grows_linearly_with_the_text():
 
 def without_recomputation(query, key, value, padding_mask, dropout):
     """Tiles whose backward pass is autograd's, which keeps every one of them."""
-    tiles = Tiles(query.shape[2], key.shape[2], 32, dropout=dropout)
+    seed = torch.tensor([0]) if dropout else None
+    tiles = Tiles(query.shape[2], key.shape[2], 32, dropout=dropout, seed=seed)
     return tiled_forward(query, key, value, tiles)[0]
 
 
@@ -200,6 +202,16 @@ def test_dropout_drops_its_share_everywhere_and_scales_the_rest():
     corner = kept_weights(attend, t, p=p, seed=0)[0, 0, 48:]
     first, second = corner[:, :16] < 0.5, corner[:, 16:32] < 0.5
     assert (first != second).double().mean() > 0.2  # one tile's draws are not another's
+
+
+def test_its_draws_are_the_high_bits_of_splitmix64():
+    """Of the first numbers from the seed 1234567, as programs in many languages list them."""
+    listed = [
+        *(6457827717110365317, 3203168211198807973, 9817491932198370423),
+        *(4593380528125082431, 16408922859458223821),
+    ]
+    found = uniform(torch.tensor([1234567]), torch.arange(1, 6))
+    assert found.tolist() == [(number >> 40) / 2**24 for number in listed]
 
 
 def test_dropout_is_the_same_forward_and_backward():

@@ -138,12 +138,12 @@ def test_triton_compiles_the_kernels_for_a_gpu_that_is_not_there(full, monkeypat
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 80, 32)
     kernels = importlib.import_module("engine.fast.flash_attention_triton")
     types = {"logsumexp": "*fp32", "delta": "*fp32", "scale": "fp32", "dropout": "fp32"}
-    types |= {"t": "i32", "s": "i32", "heads": "i32", "seed": "i64"}
+    types |= {"t": "i32", "s": "i32", "heads": "i32"}
     constants = {"DROPS": full, "HEAD": 12, "PADDED": 16, "BLOCK": 16}
     if full:
-        types |= {"hidden": "*i8", "lengths": "*i32"}
+        types |= {"hidden": "*i8", "lengths": "*i32", "seed": "*i64"}
     else:
-        constants |= {"hidden": None, "lengths": None}
+        constants |= {"hidden": None, "lengths": None, "seed": None}
     for name in ("forward", "delta", "query_gradient", "key_gradient"):
         kernel = getattr(kernels, f"{name}_kernel")
         signature = {
