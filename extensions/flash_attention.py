@@ -140,16 +140,11 @@ class Tiles:
         """Z of one tile, the same whenever it is asked for."""
         if self.seed is None:
             return 1.0
-        heads, i, j = (
-            torch.arange(start, stop, device=scores.device)
-            for start, stop in (
-                (0, scores.shape[:2].numel()),
-                (rows.start, rows.stop),
-                (columns.start, columns.stop),
-            )
-        )
-        places = (heads[:, None, None] * self.t + i[:, None]) * self.s + j
-        draws = uniform(self.seed, places).view(scores.shape)
+        place = {"device": scores.device}
+        heads = torch.arange(scores.shape[:2].numel(), **place).view(*scores.shape[:2], 1, 1)
+        i = torch.arange(rows.start, rows.stop, **place)[:, None]
+        j = torch.arange(columns.start, columns.stop, **place)
+        draws = uniform(self.seed, (heads * self.t + i) * self.s + j)
         return (draws >= self.dropout).to(scores.dtype) / ((1 - self.dropout) or 1)
 
 

@@ -10,7 +10,7 @@ from children import in_workers
 from course_files import WORKER, call_main, work_in, write, write_course, write_model
 from pair_runs import RUNS, figures, flags_of, torchrun
 from slow import slow_unless
-from tiny_run import run_path
+from tiny_run import assert_same_results, run_path
 from torch import distributed as dist
 
 from engine.batches import LengthBuckets, make_loader
@@ -98,13 +98,7 @@ def test_two_processes_that_were_killed_resume_to_the_same_bits(how, place, pair
     assert killed.returncode != 0
     assert load_tree(run_path("killed", "*/last.safetensors"))["progress"]["epoch"] == 1
     pair(*words, "--runs_dir", "killed", "--resume")
-    whole, resumed = (
-        load_tree(run_path(folder, "*/best.safetensors"))["model"] for folder in ("whole", "killed")
-    )
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [f["train_loss"] for f in figures(place / "whole")] == [
-        f["train_loss"] for f in figures(place / "killed")
-    ]
+    assert_same_results("whole", "killed")
 
 
 PREEMPTED = f"""import os, signal, sys, time
