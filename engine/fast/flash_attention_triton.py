@@ -77,7 +77,7 @@ def drop(weights, rows, columns, s, dropout, seed):
 @triton.jit(do_not_specialize=CHANGING)
 def forward_kernel(
     query, key, value, out, logsumexp, hidden, lengths, t, s, heads, scale, dropout, seed,
-    DROPS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """O and L of one block of queries."""
     group, start = tl.program_id(0), tl.program_id(1) * BLOCK
@@ -102,7 +102,7 @@ def forward_kernel(
         weights = tl.exp(scores - now[:, None])
         shrink = tl.exp(largest - now)
         total = shrink * total + tl.sum(weights, 1)
-        if DROPS:
+        if seed is not None:
             weights = drop(weights, i, j, s, dropout, draws)
         added = tl.dot(weights.to(values.dtype), values, input_precision="ieee")
         sums = shrink[:, None] * sums + added
@@ -131,7 +131,7 @@ def delta_kernel(
 def query_gradient_kernel(
     query, key, value, grad, logsumexp, delta, d_query,
     hidden, lengths, t, s, heads, scale, dropout, seed,
-    DROPS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dQ of one block of queries."""
     group, start = tl.program_id(0), tl.program_id(1) * BLOCK
@@ -156,7 +156,7 @@ def query_gradient_kernel(
         scores = seen_scores(queries, keys, i, j, at_hidden, shift, length, scale)
         weights = tl.exp(scores - log_total)
         d_weights = tl.dot(grads, tl.trans(values), input_precision="ieee")
-        if DROPS:
+        if seed is not None:
             d_weights = drop(d_weights, i, j, s, dropout, draws)
         d_scores = weights * (d_weights - row_sum)
         total += tl.dot(d_scores.to(keys.dtype), keys, input_precision="ieee")
@@ -167,7 +167,7 @@ def query_gradient_kernel(
 def key_gradient_kernel(
     query, key, value, grad, logsumexp, delta, d_key, d_value,
     hidden, lengths, t, s, heads, scale, dropout, seed,
-    DROPS: tl.constexpr, HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+    HEAD: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of one block of keys; its tiles lie on their side, (keys, queries)."""
     group, start = tl.program_id(0), tl.program_id(1) * BLOCK
@@ -193,7 +193,7 @@ def key_gradient_kernel(
         weights = tl.exp(scores - log_total)
         dropped = weights
         d_weights = tl.dot(values, tl.trans(grads), input_precision="ieee")
-        if DROPS:
+        if seed is not None:
             dropped = drop(weights, i, j, s, dropout, draws)
             d_weights = drop(d_weights, i, j, s, dropout, draws)
         value_total += tl.dot(dropped.to(grads.dtype), grads, input_precision="ieee")
@@ -258,5 +258,4 @@ def _settings(query, tiles) -> dict:
         "scale": query.shape[-1] ** -0.5,
         "dropout": tiles.dropout,
         "seed": tiles.seed,
-        "DROPS": tiles.dropout > 0,
     }

@@ -139,7 +139,7 @@ def test_triton_compiles_the_kernels_for_a_gpu_that_is_not_there(full, monkeypat
     kernels = importlib.import_module("engine.fast.flash_attention_triton")
     types = {"logsumexp": "*fp32", "delta": "*fp32", "scale": "fp32", "dropout": "fp32"}
     types |= {"t": "i32", "s": "i32", "heads": "i32"}
-    constants = {"DROPS": full, "HEAD": 12, "PADDED": 16, "BLOCK": 16}
+    constants = {"HEAD": 12, "PADDED": 16, "BLOCK": 16}
     if full:
         types |= {"hidden": "*i8", "lengths": "*i32", "seed": "*i64"}
     else:
